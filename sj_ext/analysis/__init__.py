@@ -1,0 +1,1 @@
+"""Measurements: firing patterns, accuracy per step, gradients and memory."""

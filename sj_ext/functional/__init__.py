@@ -1,0 +1,1 @@
+"""Functions without state: losses and neuron steps."""

@@ -1,0 +1,1 @@
+"""Layers: the temporally reversible multi-level cell and weight-standardised convolution."""

@@ -1,0 +1,1 @@
+"""Neurons: learnable initial potential, turn-off, turn-on and multi-level firing."""

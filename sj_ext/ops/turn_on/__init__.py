@@ -1,0 +1,1 @@
+"""The turn-on neuron over a whole sequence."""

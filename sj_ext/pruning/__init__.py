@@ -1,0 +1,1 @@
+"""Pruning to a budget by minimax optimisation."""

@@ -1,0 +1,41 @@
+"""Fresh random inputs for every run, with a seed that is printed and can be given back.
+
+``SJ_EXT_SEED=123 pytest ...`` repeats a run; without it every run draws a new seed.
+"""
+
+import os
+import random
+import zlib
+
+import numpy
+import pytest
+import torch
+from hypothesis import settings
+
+RUN_SEED = int(os.environ.setdefault("SJ_EXT_SEED", str(random.SystemRandom().randrange(2**31))))
+
+settings.register_profile("sj_ext", deadline=None, max_examples=25, print_blob=True)
+settings.load_profile("sj_ext")
+torch.set_num_threads(1)
+
+
+def pytest_report_header(config):
+    import spikingjelly
+
+    from sj_ext import host
+
+    where = os.path.basename(os.path.dirname(os.path.dirname(spikingjelly.__file__)))
+    return (
+        f"SJ_EXT_SEED={RUN_SEED}; spikingjelly {host.VERSION} ({where}); torch {torch.__version__}"
+    )
+
+
+@pytest.fixture(autouse=True)
+def seed(request):
+    """One seed per test, from the run's seed and the test's name; torch, numpy and random use it."""
+    value = zlib.crc32(f"{RUN_SEED} {request.node.nodeid}".encode())
+    torch.manual_seed(value)
+    numpy.random.seed(value)
+    random.seed(value)
+    print(f"seed {value} (SJ_EXT_SEED={RUN_SEED})")
+    return value
