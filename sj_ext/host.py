@@ -1,0 +1,231 @@
+"""The host: the one module that knows which generation of SpikingJelly is installed.
+
+Two generations are supported, and everything else in the package is written once against the names
+below.
+
+=============== ============ ======================================================================
+``GENERATION``  SpikingJelly what differs
+=============== ============ ======================================================================
+1               0.0.0.0.14   stateful ``neuronal_*`` methods, ``backend`` argument, CuPy kernels
+2               2.x          pure functional forward over explicit states, kernels chosen by itself
+=============== ============ ======================================================================
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from collections.abc import Callable
+
+import torch
+from spikingjelly.activation_based import base, functional, layer, model, neuron, surrogate
+
+__all__ = [
+    "GENERATION",
+    "VERSION",
+    "BackendContract",
+    "FunctionalNode",
+    "SurrogateFunction",
+    "base",
+    "functional",
+    "layer",
+    "model",
+    "neuron",
+    "surrogate",
+]
+
+SUPPORTED = "spikingjelly>=0.0.0.0.14,<3"
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("spikingjelly")
+    except importlib.metadata.PackageNotFoundError:  # a source tree on the path, not installed
+        return "unknown"
+
+
+def _generation(version: str, memory_module: type) -> int:
+    """1 or 2, from what the host can do; its version string only rules releases out."""
+    numbers = tuple(int(part) for part in version.split(".") if part.isdigit())
+    too_old = numbers and numbers < (0, 0, 0, 0, 14)
+    too_new = numbers >= (3,)
+    functional_forward = hasattr(memory_module, "materialize_states")
+    backend = hasattr(memory_module, "supported_backends")
+    if too_old or too_new or functional_forward == backend:
+        raise RuntimeError(
+            f"sj_ext supports {SUPPORTED}; the installed SpikingJelly is {version}. "
+            "Install a supported release, for example spikingjelly==2.0.0."
+        )
+    return 2 if functional_forward else 1
+
+
+VERSION = _version()
+GENERATION = _generation(VERSION, base.MemoryModule)
+
+
+class BackendContract:
+    """``backend`` as a contract: a node runs where it was told to, or raises with the reason."""
+
+    #: dtypes that the CuPy kernels of this node take
+    cupy_dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float16)
+
+    @property
+    def supported_backends(self) -> tuple[str, ...]:
+        """The backends that this node has in its present step mode."""
+        return ("torch",)
+
+    @property
+    def backend(self) -> str:
+        """The backend that runs this node: ``'torch'`` or, where supported, ``'cupy'``."""
+        return self._backend
+
+    @backend.setter
+    def backend(self, value: str) -> None:
+        if value not in self.supported_backends:
+            raise ValueError(
+                f"backend of {type(self).__name__} in step mode {self.step_mode!r} must be one of "
+                f"{self.supported_backends}, got {value!r}"
+            )
+        if value == "cupy" and importlib.util.find_spec("cupy") is None:
+            raise RuntimeError(
+                "backend='cupy' needs CuPy, which is not installed: install cupy-cuda12x or "
+                "cupy-cuda13x, or use backend='torch'"
+            )
+        self._backend = value
+
+    def check_backend(self, x: torch.Tensor) -> None:
+        """Raise if the chosen backend cannot run ``x``.
+
+        Raises:
+            RuntimeError: ``backend='cupy'`` and ``x`` is not on a CUDA device.
+            TypeError: ``backend='cupy'`` and the kernels do not take the dtype of ``x``.
+        """
+        if getattr(self, "_backend", "torch") != "cupy":
+            return
+        if not x.is_cuda:
+            raise RuntimeError(
+                f"backend='cupy' of {type(self).__name__} runs on a CUDA device only, got a tensor "
+                f"on {x.device}: move the model and its input with .cuda(), or use backend='torch'"
+            )
+        if x.dtype not in self.cupy_dtypes:
+            raise TypeError(
+                f"backend='cupy' of {type(self).__name__} takes {list(self.cupy_dtypes)}, "
+                f"got {x.dtype}"
+            )
+
+
+class _PureNode(BackendContract):
+    """What a neuron of this package defines: pure functions over explicit states."""
+
+    #: names of the memories, in the order of the ``states`` tuples
+    state_names: tuple[str, ...] = ("v",)
+
+    def step(
+        self, x: torch.Tensor, states: tuple[torch.Tensor, ...]
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """One step: ``x`` ``[N, *]`` and the states before it to the spikes and the states after."""
+        raise NotImplementedError(f"{type(self).__name__} must define step()")
+
+    def sequence(
+        self, x_seq: torch.Tensor, states: tuple[torch.Tensor, ...], store_v_seq: bool
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], torch.Tensor | None]:
+        """All steps of ``x_seq`` ``[T, N, *]``: spikes, states after, potentials if asked for."""
+        spikes, potentials = [], []
+        for x in x_seq:
+            spike, states = self.step(x, states)
+            spikes.append(spike)
+            if store_v_seq:
+                potentials.append(states[0])
+        if not spikes:  # no step: no spikes, and the states as they were
+            return torch.empty_like(x_seq), states, x_seq.new_empty(0) if store_v_seq else None
+        return torch.stack(spikes), states, torch.stack(potentials) if store_v_seq else None
+
+    def _states(self, inputs: tuple[torch.Tensor, ...], step_mode: str) -> tuple:
+        held = tuple(self._memories[name] for name in self.state_names)
+        return self.materialize_states(inputs, held, step_mode)
+
+    def _hold(self, states: tuple) -> None:
+        for name, value in zip(self.state_names, states, strict=True):
+            self._memories[name] = value
+
+    def single_step_forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.check_backend(x)
+        spike, states = self.step(x, self._states((x,), "s"))
+        self._hold(states)
+        return spike
+
+    def multi_step_forward(self, x_seq: torch.Tensor) -> torch.Tensor:
+        self.check_backend(x_seq)
+        spike_seq, states, v_seq = self.sequence(
+            x_seq, self._states((x_seq,), "m"), self.store_v_seq
+        )
+        self._hold(states)
+        if self.store_v_seq:
+            self.v_seq = v_seq
+        return spike_seq
+
+    def single_step_functional_forward(self, inputs, states, **kwargs):
+        spike, states = self.step(inputs[0], states)
+        return (spike,), states
+
+    def multi_step_functional_forward(self, inputs, states, **kwargs):
+        spike_seq, states, _ = self.sequence(inputs[0], states, False)
+        return (spike_seq,), states
+
+
+if GENERATION == 2:
+
+    class FunctionalNode(_PureNode, neuron.BaseNode):
+        """A stateful neuron of this package; a ``BaseNode`` of the host on both generations.
+
+        A subclass registers its memories (``v`` is there already) and defines :meth:`step` and, if
+        it can do better than a loop, :meth:`sequence`.
+        """
+
+        def __init__(
+            self,
+            v_threshold: float = 1.0,
+            v_reset: float | None = 0.0,
+            surrogate_function: Callable = surrogate.Sigmoid(),  # noqa: B008
+            detach_reset: bool = False,
+            step_mode: str = "s",
+            backend: str = "torch",
+            store_v_seq: bool = False,
+        ):
+            super().__init__(
+                v_threshold, v_reset, surrogate_function, detach_reset, step_mode, store_v_seq
+            )
+            self.backend = backend
+
+    class SurrogateFunction(surrogate.SurrogateFunctionBase):
+        """A surrogate of this package, with one constant ``alpha``."""
+
+        def __init__(self, alpha: float, spiking: bool = True):
+            super().__init__(spiking=spiking, alpha=alpha)
+
+else:
+
+    class FunctionalNode(_PureNode, neuron.BaseNode):
+        """A stateful neuron of this package; a ``BaseNode`` of the host on both generations.
+
+        A subclass registers its memories (``v`` is there already) and defines :meth:`step` and, if
+        it can do better than a loop, :meth:`sequence`.
+        """
+
+        def materialize_states(self, inputs, states, step_mode):
+            """Tensors of the input's shape in place of the scalars that memories start as."""
+            x = inputs[0][0] if step_mode == "m" else inputs[0]
+            return tuple(
+                torch.full_like(x.data, state) if isinstance(state, float) else state
+                for state in states
+            )
+
+        def functional_forward(self, inputs, states, **kwargs):
+            """Forward over explicit states in the present step mode, as 2.x has it."""
+            states = self.materialize_states(inputs, states, self.step_mode)
+            if self.step_mode == "s":
+                return self.single_step_functional_forward(inputs, states, **kwargs)
+            return self.multi_step_functional_forward(inputs, states, **kwargs)
+
+    class SurrogateFunction(surrogate.SurrogateFunctionBase):
+        """A surrogate of this package, with one constant ``alpha``."""
