@@ -25,6 +25,7 @@ __all__ = [
     "VERSION",
     "BackendContract",
     "FunctionalNode",
+    "HostBackend",
     "SurrogateFunction",
     "base",
     "functional",
@@ -63,16 +64,29 @@ VERSION = _version()
 GENERATION = _generation(VERSION, base.MemoryModule)
 
 
-class BackendContract:
+class _NoBackend:
+    """A neuron of a host that chooses its kernels by itself."""
+
+    def __init__(self, *args, **kwargs):
+        if "backend" in kwargs:
+            raise TypeError(
+                f"{type(self).__name__} takes no backend: SpikingJelly {VERSION} chooses its kernels "
+                f"by itself; leave the argument out"
+            )
+        super().__init__(*args, **kwargs)
+
+    def check_backend(self, x: torch.Tensor) -> None:
+        """Every input runs."""
+
+
+class BackendContract(_NoBackend):
     """``backend`` as a contract: a node runs where it was told to, or raises with the reason."""
 
     #: dtypes that the CuPy kernels of this node take
     cupy_dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float16)
 
-    @property
-    def supported_backends(self) -> tuple[str, ...]:
-        """The backends that this node has in its present step mode."""
-        return ("torch",)
+    def __init__(self, *args, **kwargs):
+        super(_NoBackend, self).__init__(*args, **kwargs)
 
     @property
     def backend(self) -> str:
@@ -100,7 +114,7 @@ class BackendContract:
             RuntimeError: ``backend='cupy'`` and ``x`` is not on a CUDA device.
             TypeError: ``backend='cupy'`` and the kernels do not take the dtype of ``x``.
         """
-        if getattr(self, "_backend", "torch") != "cupy":
+        if self._backend != "cupy":
             return
         if not x.is_cuda:
             raise RuntimeError(
@@ -114,11 +128,20 @@ class BackendContract:
             )
 
 
+#: what a subclass of a host neuron inherits for its ``backend``
+HostBackend = BackendContract if GENERATION == 1 else _NoBackend
+
+
 class _PureNode(BackendContract):
     """What a neuron of this package defines: pure functions over explicit states."""
 
     #: names of the memories, in the order of the ``states`` tuples
     state_names: tuple[str, ...] = ("v",)
+
+    @property
+    def supported_backends(self) -> tuple[str, ...]:
+        """The backends that this node has in its present step mode."""
+        return ("torch",)
 
     def step(
         self, x: torch.Tensor, states: tuple[torch.Tensor, ...]

@@ -1,1 +1,19 @@
 """Neurons: learnable initial potential, turn-off, turn-on and multi-level firing."""
+
+from .imp import (
+    IMPIFNode,
+    IMPLIFNode,
+    IMPParametricLIFNode,
+    LearnableInitialPotential,
+    with_learnable_imp,
+)
+from .multi_level import MultiLevelFiringNode
+
+__all__ = [
+    "IMPIFNode",
+    "IMPLIFNode",
+    "IMPParametricLIFNode",
+    "LearnableInitialPotential",
+    "MultiLevelFiringNode",
+    "with_learnable_imp",
+]

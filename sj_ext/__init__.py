@@ -1,0 +1,31 @@
+"""sj_ext: learnable initial potentials, temporally reversible training and minimax pruning.
+
+``import sj_ext`` beside ``spikingjelly`` puts its names into SpikingJelly's own namespaces:
+``neuron.IMPLIFNode``, ``layer.TemporalReversible``, ``functional.lts_cross_entropy`` and so on; see
+:func:`registered`. The same objects are importable from here.
+"""
+
+from . import analysis, functional, layer, loss, model, neuron, pruning, surrogate
+from ._version import __version__
+from .parameters import parameter_groups
+from .registration import register, registered, unregister
+from .swap import swap_neurons
+
+__all__ = [
+    "__version__",
+    "analysis",
+    "functional",
+    "layer",
+    "loss",
+    "model",
+    "neuron",
+    "parameter_groups",
+    "pruning",
+    "register",
+    "registered",
+    "surrogate",
+    "swap_neurons",
+    "unregister",
+]
+
+register()

@@ -1,0 +1,364 @@
+r"""Learnable initial membrane potential (IMP).
+
+A host neuron starts every sequence from a constant. Here it starts from a learned potential,
+
+.. math::
+    V[0] = \mathrm{squash}(\theta), \qquad V[t], S[t] = \text{host neuron}(V[t-1], X[t]),
+
+which is put in place of the host's scalar before the first step after a reset. Everything after
+that is the host's own neuron on the host's own kernels, which take :math:`V[0]` and return its
+gradient.
+
+Source: Shen et al., "Rethinking the Membrane Dynamics and Optimization Objectives of Spiking Neural
+Networks", NeurIPS 2024.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+from torch.nn.parameter import UninitializedParameter, is_lazy
+
+from .. import host
+
+__all__ = [
+    "IMPIFNode",
+    "IMPLIFNode",
+    "IMPParametricLIFNode",
+    "LearnableInitialPotential",
+    "with_learnable_imp",
+]
+
+#: axes of theta, besides the batch, that keep the input's size, by name of ``imp_shape``
+_SHAPES = ("layer", "channel", "spatial", "neuron")
+
+
+class LearnableInitialPotential(host.HostBackend):
+    r"""Mixin that starts a host neuron from :math:`V[0] = \mathrm{squash}(\theta)`.
+
+    Args:
+        imp_shape: what shares one initial potential. For an input ``[N, C, H, W]``, theta is
+            ``[1]`` for ``'layer'``, ``[1, C, 1, 1]`` for ``'channel'``, ``[1, 1, H, W]`` for
+            ``'spatial'`` and ``[1, C, H, W]`` for ``'neuron'``; a tuple is theta's own shape, which
+            must broadcast to ``[N, *]``. Sizes that are not known yet are taken from the first
+            input or from the checkpoint that is loaded.
+        imp_init: bounds of the uniform distribution that theta starts from, in units of the
+            potential (of theta where ``imp_squash`` is given).
+        imp_squash: ``None``, or a callable such as ``torch.sigmoid`` that bounds the potential.
+        channel_axis: the channels' axis in ``[N, *]``; -1 for ``[N, L, C]`` inputs.
+
+    Attributes:
+        theta: the parameter. :func:`sj_ext.parameter_groups` keeps it out of weight decay.
+
+    Raises:
+        ValueError: an argument out of range, or an input whose shape does not go with theta's.
+        TypeError: a host neuron that has no scalar initial potential ``v``.
+    """
+
+    def __init__(
+        self,
+        *args,
+        imp_shape: str | Sequence[int] = "channel",
+        imp_init: tuple[float, float] = (-0.2, 0.2),
+        imp_squash: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        channel_axis: int = 1,
+        **kwargs,
+    ):
+        super().__init__(*args, **kwargs)
+        _require_scalar_potential(self)
+        self.imp_shape = _checked_shape(imp_shape)
+        self.imp_init = _checked_init(imp_init)
+        if imp_squash is not None and not callable(imp_squash):
+            raise TypeError(f"imp_squash must be None or a callable, got {imp_squash!r}")
+        if not isinstance(channel_axis, int) or channel_axis == 0:
+            raise ValueError(
+                f"channel_axis must be an axis of [N, *] other than the batch axis 0, "
+                f"got {channel_axis!r}"
+            )
+        self.imp_squash = imp_squash
+        self.channel_axis = channel_axis
+        self.theta = UninitializedParameter()
+        known = (1,) if self.imp_shape == "layer" else self.imp_shape
+        if not isinstance(known, str):
+            self._make_theta(known)
+
+    def initial_potential(self, x: torch.Tensor) -> torch.Tensor:
+        """V[0] for an input ``x`` of one step, ``[N, *]``: a fresh tensor of that shape.
+
+        Never a view of theta: both hosts detach memories in place, which a view refuses.
+
+        Raises:
+            ValueError: theta does not broadcast to the shape of ``x``.
+        """
+        if is_lazy(self.theta):
+            self._make_theta(self._theta_shape(x), x.device)
+        self._check_shape(x)
+        v = self.theta if self.imp_squash is None else self.imp_squash(self.theta)
+        return v.to(x).expand(x.shape).clone(memory_format=torch.contiguous_format)
+
+    def forward(self, x: torch.Tensor, *args, **kwargs):
+        """The host neuron's own forward, started from :meth:`initial_potential` after a reset."""
+        self.check_backend(x)
+        first = x if self.step_mode == "s" else _first_step(x)
+        if not isinstance(self.v, torch.Tensor) and first is not None:
+            self.v = self.initial_potential(first)
+        return super().forward(x, *args, **kwargs)
+
+    def materialize_states(self, inputs, states, step_mode):
+        """Explicit states: the learned potential for a scalar ``v``, or one of another shape."""
+        position = tuple(self._memories).index("v")
+        x = inputs[0] if step_mode == "s" else _first_step(inputs[0])
+        v = states[position]
+        if x is not None and not (isinstance(v, torch.Tensor) and self._fits(v, x)):
+            states = (*states[:position], self.initial_potential(x), *states[position + 1 :])
+        return super().materialize_states(inputs, states, step_mode)
+
+    def extra_repr(self) -> str:
+        squash = "" if self.imp_squash is None else f", imp_squash={self.imp_squash}"
+        return f"{super().extra_repr()}, imp_shape={self.imp_shape!r}{squash}"
+
+    def _fits(self, v: torch.Tensor, x: torch.Tensor) -> bool:
+        return v.shape[v.dim() - x.dim() :] == x.shape  # levels may stand before the batch
+
+    def _make_theta(self, shape, device=None) -> None:
+        if is_lazy(self.theta):
+            self.theta.materialize(shape, device=device)
+        with torch.no_grad():
+            self.theta.uniform_(*self.imp_init)
+
+    def _theta_shape(self, x: torch.Tensor) -> tuple[int, ...]:
+        if x.dim() < 2:
+            raise ValueError(
+                f"imp_shape={self.imp_shape!r} needs an input [N, *] with at least 2 axes in one "
+                f"step, got shape {tuple(x.shape)}"
+            )
+        channel = self._channel(x)
+        if self.imp_shape == "spatial" and x.dim() < 3:
+            raise ValueError(
+                f"imp_shape='spatial' needs an input with axes besides batch and channel, got "
+                f"shape {tuple(x.shape)}"
+            )
+        keep = {"channel": {channel}, "spatial": set(range(1, x.dim())) - {channel}}.get(
+            self.imp_shape, set(range(1, x.dim()))
+        )
+        return tuple(size if axis in keep else 1 for axis, size in enumerate(x.shape))
+
+    def _channel(self, x: torch.Tensor) -> int:
+        axis = self.channel_axis + x.dim() if self.channel_axis < 0 else self.channel_axis
+        if not 0 < axis < x.dim():
+            raise ValueError(
+                f"channel_axis={self.channel_axis} is not an axis of an input of shape "
+                f"{tuple(x.shape)} in one step, or is its batch axis"
+            )
+        return axis
+
+    def _check_shape(self, x: torch.Tensor) -> None:
+        theta = tuple(self.theta.shape)
+        if isinstance(self.imp_shape, str) and self.imp_shape != "layer":
+            wanted = self._theta_shape(x)
+            if theta != wanted:
+                raise ValueError(
+                    f"imp_shape={self.imp_shape!r}: theta has shape {theta}, but an input of shape "
+                    f"{tuple(x.shape)} in one step needs {wanted}"
+                )
+        fits = len(theta) <= x.dim() and all(
+            have in (1, want) for have, want in zip(theta[::-1], tuple(x.shape)[::-1], strict=False)
+        )
+        if not fits:
+            raise ValueError(
+                f"imp_shape={self.imp_shape!r}: theta of shape {theta} does not broadcast to an "
+                f"input of shape {tuple(x.shape)} in one step"
+            )
+
+    # A lazy theta in checkpoints, by PyTorch's convention for lazy modules.
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        lazy = self.theta if is_lazy(self.theta) else None
+        if lazy is not None:
+            del self._parameters["theta"]  # it cannot be detached, which the base would do
+        try:
+            super()._save_to_state_dict(destination, prefix, keep_vars)
+        finally:
+            if lazy is not None:
+                self._parameters["theta"] = lazy
+                destination[prefix + "theta"] = lazy
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        saved = state_dict.get(prefix + "theta")
+        if saved is not None and is_lazy(self.theta) and not is_lazy(saved):
+            self._make_theta(saved.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _first_step(x_seq: torch.Tensor) -> torch.Tensor | None:
+    """The first step of a sequence; an empty sequence has none, and starts nothing."""
+    return x_seq[0] if x_seq.dim() and len(x_seq) else None
+
+
+def _require_scalar_potential(node: nn.Module) -> None:
+    v = getattr(node, "_memories_rv", {}).get("v")
+    if not isinstance(v, float):
+        raise TypeError(
+            f"{type(node).__name__}: a learnable initial potential takes the place of a scalar "
+            f"memory 'v', but this neuron's memories start as {getattr(node, '_memories_rv', {})}"
+        )
+
+
+def _checked_shape(imp_shape) -> str | tuple[int, ...]:
+    if isinstance(imp_shape, str):
+        if imp_shape in _SHAPES:
+            return imp_shape
+    elif isinstance(imp_shape, Sequence) and all(
+        isinstance(size, int) and size > 0 for size in imp_shape
+    ):
+        return tuple(imp_shape)
+    raise ValueError(
+        f"imp_shape must be one of {_SHAPES} or a tuple of sizes above 0, got {imp_shape!r}"
+    )
+
+
+def _checked_init(imp_init) -> tuple[float, float]:
+    try:
+        low, high = (float(bound) for bound in imp_init)
+    except (TypeError, ValueError):
+        low = high = math.nan
+    if not (math.isfinite(low) and math.isfinite(high) and low <= high):
+        raise ValueError(
+            f"imp_init must be two finite bounds (low, high) with low <= high, got {imp_init!r}"
+        )
+    return low, high
+
+
+class IMPIFNode(LearnableInitialPotential, host.neuron.IFNode):
+    r"""IF neuron with a learnable initial membrane potential.
+
+    :math:`H[t] = V[t-1] + X[t]`, :math:`V[0] = \mathrm{squash}(\theta)`; spikes and reset as the
+    host's ``IFNode``.
+
+    Args:
+        *args: the arguments of the host's ``IFNode``, in its order and with its defaults.
+        imp_shape, imp_init, imp_squash, channel_axis: see :class:`LearnableInitialPotential`.
+
+    Shapes:
+        ``[N, *]`` in step mode ``'s'``, ``[T, N, *]`` in step mode ``'m'``.
+
+    Raises:
+        ValueError: an argument out of range, or an input whose shape does not go with theta's.
+
+    Source: Shen et al., NeurIPS 2024.
+    """
+
+
+class IMPLIFNode(LearnableInitialPotential, host.neuron.LIFNode):
+    r"""LIF neuron with a learnable initial membrane potential.
+
+    :math:`H[t] = V[t-1] + (X[t] - (V[t-1] - V_{reset})) / \tau` (``decay_input=True``),
+    :math:`V[0] = \mathrm{squash}(\theta)`; spikes and reset as the host's ``LIFNode``.
+
+    Args:
+        *args: the arguments of the host's ``LIFNode``, in its order and with its defaults.
+        imp_shape, imp_init, imp_squash, channel_axis: see :class:`LearnableInitialPotential`.
+
+    Shapes:
+        ``[N, *]`` in step mode ``'s'``, ``[T, N, *]`` in step mode ``'m'``.
+
+    Raises:
+        ValueError: an argument out of range, or an input whose shape does not go with theta's.
+
+    Source: Shen et al., NeurIPS 2024.
+    """
+
+
+class IMPParametricLIFNode(LearnableInitialPotential, host.neuron.ParametricLIFNode):
+    r"""LIF neuron with a learnable time constant and a learnable initial membrane potential.
+
+    As :class:`IMPLIFNode` with :math:`1/\tau = \mathrm{sigmoid}(w)`, w a parameter.
+
+    Args:
+        *args: the arguments of the host's ``ParametricLIFNode``, in its order and with its
+            defaults.
+        imp_shape, imp_init, imp_squash, channel_axis: see :class:`LearnableInitialPotential`.
+
+    Shapes:
+        ``[N, *]`` in step mode ``'s'``, ``[T, N, *]`` in step mode ``'m'``.
+
+    Raises:
+        ValueError: an argument out of range, or an input whose shape does not go with theta's.
+
+    Source: Shen et al., NeurIPS 2024; Fang et al., "Incorporating Learnable Membrane Time Constant
+    to Enhance Learning of Spiking Neural Networks", ICCV 2021.
+    """
+
+
+_NAMED = {
+    host.neuron.IFNode: IMPIFNode,
+    host.neuron.LIFNode: IMPLIFNode,
+    host.neuron.ParametricLIFNode: IMPParametricLIFNode,
+}
+
+
+@functools.cache
+def with_learnable_imp(node_class: type) -> type:
+    """The class of ``node_class`` with a learnable initial potential.
+
+    For any neuron, of either host or of the user, whose memory ``v`` starts as one number. The new
+    class takes the arguments of ``node_class`` and then, as keywords, those of
+    :class:`LearnableInitialPotential`. IF, LIF and PLIF give the named classes of this module.
+
+    Args:
+        node_class: a subclass of the host's ``base.MemoryModule``.
+
+    Returns:
+        A subclass of ``node_class``, the same one at every call. Its objects pickle and copy.
+
+    Raises:
+        TypeError: ``node_class`` is not a stateful neuron class. A neuron whose ``v`` does not
+            start as one number is told when an object is made, since only then it shows.
+    """
+    if not (isinstance(node_class, type) and issubclass(node_class, host.base.MemoryModule)):
+        raise TypeError(
+            f"node_class must be a neuron class with memories (a subclass of "
+            f"base.MemoryModule), got {node_class!r}"
+        )
+    if issubclass(node_class, LearnableInitialPotential):
+        return node_class
+    if node_class in _NAMED:
+        return _NAMED[node_class]
+    bases: tuple[type, ...] = (LearnableInitialPotential, node_class)
+    return type(
+        f"IMP{node_class.__name__}",
+        bases,
+        {
+            "__doc__": f"{node_class.__name__} with a learnable initial membrane potential.",
+            "__module__": __name__,
+            "__reduce_ex__": _reduce_made_class,
+            "_node_class": node_class,
+        },
+    )
+
+
+def _reduce_made_class(node, protocol):
+    """Pickle an object of a made class by the class that it was made from."""
+    return _new_of_made_class, (node._node_class,), node.__dict__
+
+
+def _new_of_made_class(node_class: type) -> nn.Module:
+    made = with_learnable_imp(node_class)
+    return made.__new__(made)
+
+
+def _show_host_signature(cls: type, host_class: type) -> None:
+    """Let ``help`` and editors show the host's arguments before the keywords of this module."""
+    own = inspect.signature(LearnableInitialPotential.__init__).parameters.values()
+    keywords = [parameter for parameter in own if parameter.kind is parameter.KEYWORD_ONLY]
+    hosts = inspect.signature(host_class).parameters.values()
+    cls.__signature__ = inspect.Signature([*hosts, *keywords])
+
+
+for _host_class, _cls in _NAMED.items():
+    _show_host_signature(_cls, _host_class)

@@ -1,0 +1,99 @@
+"""Multi-level firing: one neuron that sends the sum of several thresholds' spikes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+
+from .. import host
+from ..functional.multi_level import multi_level_firing_step
+from ..surrogate import Rect
+
+__all__ = ["MultiLevelFiringNode"]
+
+
+class MultiLevelFiringNode(host.FunctionalNode):
+    r"""LIF levels with rising thresholds; the output is the number of levels that fire.
+
+    .. math::
+        H_k[t] = V_k[t-1] + (X[t] - (V_k[t-1] - V_{reset})) / \tau, \quad
+        S[t] = \sum_{k=1}^{K} \Theta(H_k[t] - v_k)
+
+    The rectangular window of a level lies around its own threshold, so that together they cover a
+    wider range of potentials than one neuron's.
+
+    Args:
+        tau, decay_input, v_threshold, v_reset, surrogate_function, detach_reset, step_mode,
+            store_v_seq: as the host's ``LIFNode``.
+        thresholds: :math:`v_1 < \dots < v_K`, in units of the potential; they take the place of
+            ``v_threshold``. The default is ``v_threshold`` and the two levels 1 and 2 above it.
+
+    Shapes:
+        ``[N, *]`` in step mode ``'s'``, ``[T, N, *]`` in step mode ``'m'``; the memory ``v`` is
+        ``[K, N, *]``, ``v_seq`` ``[T, K, N, *]``.
+
+    Raises:
+        ValueError: ``tau`` is not above 1, or ``thresholds`` are empty or do not rise.
+
+    Source: Feng et al., "Multi-Level Firing with Spiking DS-ResNet", IJCAI 2022.
+    """
+
+    def __init__(
+        self,
+        tau: float = 2.0,
+        decay_input: bool = True,
+        v_threshold: float = 1.0,
+        v_reset: float | None = 0.0,
+        surrogate_function: Callable[[torch.Tensor], torch.Tensor] = Rect(),  # noqa: B008
+        detach_reset: bool = False,
+        step_mode: str = "s",
+        store_v_seq: bool = False,
+        *,
+        thresholds: Sequence[float] | None = None,
+    ):
+        if not tau > 1:
+            raise ValueError(f"tau must be above 1, got {tau!r}")
+        if thresholds is None:
+            thresholds = (v_threshold, v_threshold + 1.0, v_threshold + 2.0)
+        thresholds = tuple(float(threshold) for threshold in thresholds)
+        if not thresholds or not all(low < high for low, high in pairwise(thresholds)):
+            raise ValueError(f"thresholds must be one or more rising numbers, got {thresholds}")
+        super().__init__(
+            v_threshold=thresholds[0],
+            v_reset=v_reset,
+            surrogate_function=surrogate_function,
+            detach_reset=detach_reset,
+            step_mode=step_mode,
+            store_v_seq=store_v_seq,
+        )
+        self.tau = float(tau)
+        self.decay_input = decay_input
+        self.thresholds = thresholds
+
+    def materialize_states(self, inputs, states, step_mode):
+        """One potential per level, each from the same initial potential."""
+        x = inputs[0][0] if step_mode == "m" else inputs[0]
+        (v,) = states
+        if isinstance(v, torch.Tensor) and v.shape == (len(self.thresholds), *x.shape):
+            return (v.to(x),)
+        (v,) = super().materialize_states(inputs, (v,), step_mode)
+        return (v.expand(len(self.thresholds), *v.shape),)
+
+    def step(self, x, states):
+        """One step; see :func:`sj_ext.functional.multi_level_firing_step`."""
+        spikes, v = multi_level_firing_step(
+            x,
+            states[0],
+            self.tau,
+            self.decay_input,
+            self.thresholds,
+            self.v_reset,
+            self.surrogate_function,
+            self.detach_reset,
+        )
+        return spikes, (v,)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, tau={self.tau}, thresholds={self.thresholds}"

@@ -1,0 +1,77 @@
+"""Parameter groups for an optimizer: which parameters weight decay must leave alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from . import host
+
+__all__ = ["parameter_groups"]
+
+#: the base of every batch, instance and synchronised norm (the host's are subclasses), and the rest
+_NORMS = (
+    nn.modules.batchnorm._NormBase,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.LocalResponseNorm,
+    nn.RMSNorm,
+)
+
+
+def parameter_groups(
+    module: nn.Module, weight_decay: float, lr: float | None = None
+) -> list[dict[str, Any]]:
+    """Two parameter groups for a ``torch.optim`` optimizer: with weight decay and without.
+
+    Without it are the parameters of neurons (initial potentials, decays, time constants,
+    thresholds), those of normalisation layers, and those that a module names in an attribute
+    ``no_weight_decay`` (a set of parameter names, as in timm).
+
+    Args:
+        module: the model; lazy parameters may be there, since they stay the same objects.
+        weight_decay: weight decay of the first group, 0 or more.
+        lr: learning rate of both groups; the optimizer's own if ``None``.
+
+    Returns:
+        ``[{"params": ..., "weight_decay": weight_decay}, {"params": ..., "weight_decay": 0.0}]``,
+        each with ``"lr"`` if it was given. Every parameter is in exactly one group.
+
+    Raises:
+        ValueError: ``weight_decay`` or ``lr`` is below 0.
+    """
+    for name, value in (("weight_decay", weight_decay), ("lr", lr)):
+        if value is not None and not value >= 0:
+            raise ValueError(f"{name} must be 0 or more, got {value!r}")
+    exempt = {
+        id(parameter)
+        for child in module.modules()
+        for name, parameter in child.named_parameters(recurse=False)
+        if _is_exempt(child, name)
+    }
+    # a ParameterList holds its parameters itself, so look at it through the module that owns it
+    for child in module.modules():
+        for name, grandchild in child.named_children():
+            if isinstance(grandchild, nn.ParameterList) and _is_exempt(child, name):
+                exempt.update(id(parameter) for parameter in grandchild.parameters())
+    parameters = list(module.parameters())
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in parameters if id(p) not in exempt], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if id(p) in exempt], "weight_decay": 0.0},
+    ]
+    if lr is not None:
+        for group in groups:
+            group["lr"] = lr
+    return groups
+
+
+def _is_exempt(module: nn.Module, name: str) -> bool:
+    if isinstance(module, (*_NORMS, host.base.MemoryModule, host.surrogate.SurrogateFunctionBase)):
+        return True
+    return name in _named_exempt(module)
+
+
+def _named_exempt(module: nn.Module) -> set[str]:
+    names = getattr(module, "no_weight_decay", ())
+    return set(names() if callable(names) else names)

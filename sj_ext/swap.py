@@ -1,0 +1,174 @@
+"""Replacing neurons in a network that exists already."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import host
+
+__all__ = ["swap_neurons"]
+
+_HOOKS = (
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_forward_hooks",
+    "_forward_hooks_always_called",
+    "_forward_hooks_with_kwargs",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_is_full_backward_hook",
+)
+
+
+def swap_neurons(module: nn.Module, mapping: Mapping[type, type], **overrides: Any) -> int:
+    """Replace neurons of exactly the mapped classes, in place, anywhere below ``module``.
+
+    A new neuron keeps the old one's hyper-parameters (those that both classes' constructors have,
+    by name), learned parameters and buffers (the same tensors, so that an optimizer that holds them
+    goes on), surrogate, step mode, backend, device, dtype, train or eval flag and hooks. A neuron
+    that stands in several places stays shared.
+
+    Args:
+        module: the network; it may not be one of the neurons itself.
+        mapping: old class to new class, for example ``{neuron.LIFNode: IMPLIFNode}``. Subclasses of
+            an old class are left alone.
+        **overrides: arguments for the new neurons' constructors, over what is kept.
+
+    Returns:
+        How many neurons were replaced; a shared one counts once.
+
+    Raises:
+        TypeError: a key that is not a module class, a value that is not a neuron class, or an
+            override that a new class does not take.
+        ValueError: nothing was replaced, or ``module`` itself is a neuron to be replaced.
+    """
+    _check_mapping(mapping, overrides)
+    if type(module) in mapping:
+        raise ValueError(
+            f"module itself is a {type(module).__name__}, which cannot be replaced in place: put it "
+            f"into a container, or build the new neuron directly"
+        )
+    swapped: dict[nn.Module, nn.Module] = {}
+    for parent, tensor in _parents_with_a_tensor(module):
+        for name, child in parent._modules.items():
+            target = mapping.get(type(child))
+            if target is None:
+                continue
+            if child not in swapped:
+                swapped[child] = _swapped(child, target, overrides, tensor)
+            parent._modules[name] = swapped[child]
+    if not swapped:
+        names = ", ".join(old.__name__ for old in mapping)
+        present = sorted(
+            {type(m).__name__ for m in module.modules() if isinstance(m, host.base.MemoryModule)}
+        )
+        raise ValueError(
+            f"mapping: the network has no {names}; the stateful modules that it has are "
+            f"{', '.join(present) or 'none'}"
+        )
+    return len(swapped)
+
+
+def _check_mapping(mapping: Mapping[type, type], overrides: dict[str, Any]) -> None:
+    for old, new in mapping.items():
+        if not (isinstance(old, type) and issubclass(old, nn.Module)):
+            raise TypeError(f"mapping: a key must be a module class, got {old!r}")
+        if not (
+            isinstance(new, type)
+            and issubclass(new, nn.Module)
+            and issubclass(new, host.base.StepModule)
+        ):
+            raise TypeError(
+                f"mapping: a value must be a neuron class (a module with a step mode), got {new!r}"
+            )
+        unknown = sorted(set(overrides) - set(_constructor_arguments(new)))
+        if unknown:
+            raise TypeError(
+                f"overrides: {new.__name__} takes no {', '.join(unknown)}; it takes "
+                f"{', '.join(_constructor_arguments(new))}"
+            )
+
+
+def _parents_with_a_tensor(module: nn.Module):
+    """Every module below ``module``, with a tensor that tells the device and dtype around it."""
+
+    def walk(parent: nn.Module, inherited: torch.Tensor | None, seen: set[int]):
+        if id(parent) in seen:
+            return
+        seen.add(id(parent))
+        near = next(_floating_tensors(parent), inherited)
+        yield parent, near
+        for child in list(parent.children()):
+            yield from walk(child, near, seen)
+
+    yield from walk(module, None, set())
+
+
+def _floating_tensors(module: nn.Module):
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.is_floating_point():
+            yield tensor
+
+
+def _constructor_arguments(cls: type) -> tuple[str, ...]:
+    """Names of all arguments of a constructor, those that it passes on to its bases included."""
+    names: dict[str, None] = {}
+    for base in cls.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        parameters = list(inspect.signature(base.__init__).parameters.values())[1:]
+        names.update(
+            (p.name, None)
+            for p in parameters
+            if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+        )
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return tuple(names)
+
+
+def _swapped(
+    old: nn.Module, target: type, overrides: dict[str, Any], near: torch.Tensor | None
+) -> nn.Module:
+    kept = {
+        name: getattr(old, name) for name in _constructor_arguments(target) if hasattr(old, name)
+    }
+    new = target(**{**kept, **overrides})
+    own = next(_floating_tensors(old), near)
+    if own is not None:
+        new.to(device=own.device, dtype=own.dtype)
+    for tensors in ("_parameters", "_buffers"):
+        for name, tensor in getattr(old, tensors).items():
+            if name in getattr(new, tensors) and name not in overrides:
+                getattr(new, tensors)[name] = tensor
+    if isinstance(new, type(old)):
+        _keep_attributes(old, new, overrides)
+        _keep_memories(old, new)
+    for hooks in _HOOKS:
+        if hooks in old.__dict__:
+            new.__dict__[hooks] = old.__dict__[hooks]
+    new.train(old.training)
+    return new
+
+
+def _keep_attributes(old: nn.Module, new: nn.Module, overrides: dict[str, Any]) -> None:
+    """What was set on the old neuron after its construction, or under another name than there."""
+    overridden = {*overrides, *(f"_{name}" for name in overrides)}
+    internal = set(vars(nn.Module())) | {"_memories", "_memories_rv"}
+    for name, value in vars(old).items():
+        if name in vars(new) and name not in internal and name not in overridden:
+            vars(new)[name] = value
+
+
+def _keep_memories(old: nn.Module, new: nn.Module) -> None:
+    """A neuron of the same kind goes on from where the old one was, and resets to the same."""
+    for name in getattr(old, "_memories", {}):
+        if name in new._memories:
+            new._memories[name] = old._memories[name]
+            new._memories_rv[name] = copy.deepcopy(old._memories_rv[name])
