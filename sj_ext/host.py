@@ -22,6 +22,7 @@ from spikingjelly.activation_based import base, functional, layer, model, neuron
 
 __all__ = [
     "GENERATION",
+    "ONLINE_NEURONS",
     "VERSION",
     "BackendContract",
     "FunctionalNode",
@@ -63,6 +64,11 @@ def _generation(version: str, memory_module: type) -> int:
 VERSION = _version()
 GENERATION = _generation(VERSION, base.MemoryModule)
 
+#: neurons that detach the potential they carry at every step, so that nothing before it learns
+ONLINE_NEURONS = tuple(
+    getattr(neuron, name) for name in ("OTTTLIFNode", "SLTTLIFNode") if hasattr(neuron, name)
+)
+
 
 class _NoBackend:
     """A neuron of a host that chooses its kernels by itself."""
@@ -70,8 +76,8 @@ class _NoBackend:
     def __init__(self, *args, **kwargs):
         if "backend" in kwargs:
             raise TypeError(
-                f"{type(self).__name__} takes no backend: SpikingJelly {VERSION} chooses its kernels "
-                f"by itself; leave the argument out"
+                f"{type(self).__name__} takes no backend: SpikingJelly {VERSION} chooses its "
+                f"kernels by itself; leave the argument out"
             )
         super().__init__(*args, **kwargs)
 
@@ -146,7 +152,7 @@ class _PureNode(BackendContract):
     def step(
         self, x: torch.Tensor, states: tuple[torch.Tensor, ...]
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """One step: ``x`` ``[N, *]`` and the states before it to the spikes and the states after."""
+        """One step: ``x`` ``[N, *]`` and the states before it to the spikes and states after."""
         raise NotImplementedError(f"{type(self).__name__} must define step()")
 
     def sequence(

@@ -1,7 +1,7 @@
 r"""Surrogate gradients: a Heaviside step forwards, a smooth or flat window backwards.
 
-Both surrogates are centred on the threshold: their argument is :math:`x = v - v_{th}`. They emit the
-CUDA code that the CuPy kernels of SpikingJelly 0.0.0.0.14 ask for.
+Both surrogates are centred on the threshold: their argument is :math:`x = v - v_{th}`. They emit
+the CUDA code that the CuPy kernels of SpikingJelly 0.0.0.0.14 ask for.
 """
 
 from __future__ import annotations

@@ -51,8 +51,8 @@ def swap_neurons(module: nn.Module, mapping: Mapping[type, type], **overrides: A
     _check_mapping(mapping, overrides)
     if type(module) in mapping:
         raise ValueError(
-            f"module itself is a {type(module).__name__}, which cannot be replaced in place: put it "
-            f"into a container, or build the new neuron directly"
+            f"module itself is a {type(module).__name__}, which cannot be replaced in place: put "
+            f"it into a container, or build the new neuron directly"
         )
     swapped: dict[nn.Module, nn.Module] = {}
     for parent, tensor in _parents_with_a_tensor(module):

@@ -317,13 +317,20 @@ def with_learnable_imp(node_class: type) -> type:
         A subclass of ``node_class``, the same one at every call. Its objects pickle and copy.
 
     Raises:
-        TypeError: ``node_class`` is not a stateful neuron class. A neuron whose ``v`` does not
-            start as one number is told when an object is made, since only then it shows.
+        TypeError: ``node_class`` is not a stateful neuron class, or one of online learning (OTTT,
+            SLTT), which detaches the potential at every step, so that an initial one would never
+            learn. A neuron whose ``v`` does not start as one number is refused when an object is
+            made, since only then it shows.
     """
     if not (isinstance(node_class, type) and issubclass(node_class, host.base.MemoryModule)):
         raise TypeError(
             f"node_class must be a neuron class with memories (a subclass of "
             f"base.MemoryModule), got {node_class!r}"
+        )
+    if issubclass(node_class, host.ONLINE_NEURONS):
+        raise TypeError(
+            f"node_class {node_class.__name__} detaches its potential at every step (online "
+            f"learning), so that a learnable initial potential would never get a gradient"
         )
     if issubclass(node_class, LearnableInitialPotential):
         return node_class
