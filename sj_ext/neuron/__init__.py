@@ -8,6 +8,7 @@ from .imp import (
     with_learnable_imp,
 )
 from .multi_level import MultiLevelFiringNode
+from .turn_off import TurnOffNode
 
 __all__ = [
     "IMPIFNode",
@@ -15,5 +16,6 @@ __all__ = [
     "IMPParametricLIFNode",
     "LearnableInitialPotential",
     "MultiLevelFiringNode",
+    "TurnOffNode",
     "with_learnable_imp",
 ]

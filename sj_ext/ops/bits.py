@@ -13,12 +13,12 @@ from collections.abc import Sequence
 
 import torch
 
-__all__ = ["pack_bits", "unpack_bits"]
+__all__ = ["keep_where_bits", "pack_bits", "unpack_bits"]
 
 _LITTLE_ENDIAN = sys.byteorder == "little"
 
-# Eight masks in a row are eight bytes of 0 or 1: one 64-bit integer. Multiplying it by this constant
-# moves mask i to bit 56 + i. No two of the 64 shifted copies meet in one bit, so nothing carries.
+# Eight masks in a row are eight bytes of 0 or 1: one 64-bit integer. Multiplied by this constant,
+# mask i moves to bit 56 + i. No two of the 64 shifted copies meet in one bit, so nothing carries.
 _GATHER = 0x0102040810204080
 
 # The eight masks of every byte value, again as one 64-bit integer.
@@ -73,6 +73,19 @@ def unpack_bits(packed: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
             f"got {list(packed.shape)}"
         )
     return _unpack_whole_bytes(packed)[:numel].view(tuple(shape))
+
+
+def keep_where_bits(packed: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """``values`` times the mask that :func:`pack_bits` packed, whose shape is that of ``values``.
+
+    Raises:
+        TypeError: ``packed`` is not a ``uint8`` tensor.
+        ValueError: ``packed`` does not have the size that belongs to the shape of ``values``.
+    """
+    mask = unpack_bits(packed, values.shape)
+    if _eager(packed):  # PyTorch multiplies by uint8 several times as fast as by bool on a CPU
+        mask = mask.view(torch.uint8)
+    return values * mask
 
 
 def _pack_whole_bytes(flat: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sj_ext.ops import bits
-from sj_ext.ops.bits import pack_bits, unpack_bits
+from sj_ext.ops.bits import keep_where_bits, pack_bits, unpack_bits
 
 shapes = st.lists(st.integers(0, 9), min_size=0, max_size=4).map(tuple)
 
@@ -37,6 +37,18 @@ def test_the_form_for_compilers_agrees_with_the_eager_one(monkeypatch, numel):
     monkeypatch.setattr(bits, "_eager", lambda tensor: False)
     assert torch.equal(pack_bits(mask), packed)
     assert torch.equal(unpack_bits(packed, (numel,)), mask)
+
+
+@pytest.mark.parametrize("eager", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_keep_where_bits_multiplies_by_the_mask(monkeypatch, dtype, eager):
+    values, mask = torch.randn(5, 7, dtype=dtype), torch.rand(5, 7) < 0.5
+    packed = pack_bits(mask)
+    if not eager:
+        monkeypatch.setattr(bits, "_eager", lambda tensor: False)
+    kept = keep_where_bits(packed, values)
+    assert kept.dtype == dtype
+    assert torch.equal(kept, values.masked_fill(~mask, 0))
 
 
 def test_compiles_into_one_graph():

@@ -1,0 +1,137 @@
+r"""The turn-off neuron: a spiking neuron without memory over time.
+
+.. math::
+    S[t] = \Theta(X[t] - v_{th})
+
+Every step stands for itself, so the steps fold into the batch. The gradient through a rectangular
+window needs one bit per element, and one bit is what is kept for the backward pass.
+
+Source: Hu et al., "High-Performance Temporal Reversible Spiking Neural Networks with O(L) Training
+Memory and O(1) Inference Cost", ICML 2024.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+
+from .. import host
+from ..ops.bits import keep_where_bits, pack_bits
+from ..surrogate import Rect
+
+__all__ = ["TurnOffNode"]
+
+
+class TurnOffNode(host.base.MemoryModule):
+    r"""Turn-off neuron, :math:`S[t] = \Theta(X[t] - v_{th})`.
+
+    An input at the threshold fires. With ``Rect`` one packed bit per element is kept for the
+    backward pass and not the input; any other surrogate keeps what it keeps.
+
+    Args:
+        v_threshold: the threshold, in units of the input.
+        surrogate_function: the surrogate that stands for the Heaviside step :math:`\Theta` in the
+            backward pass.
+        step_mode: ``'s'`` or ``'m'``; both compute the same thing.
+
+    Shapes:
+        ``[N, *]`` in step mode ``'s'``, ``[T, N, *]`` in step mode ``'m'``; the output is like the
+        input.
+
+    Raises:
+        TypeError: ``surrogate_function`` cannot be called, or the input is not of a floating-point
+            dtype.
+        ValueError: ``v_threshold`` is not a finite number.
+
+    Source: Hu et al., ICML 2024 (T-RevSNN).
+    """
+
+    def __init__(
+        self,
+        v_threshold: float = 0.5,
+        surrogate_function: Callable[[torch.Tensor], torch.Tensor] = Rect(),  # noqa: B008
+        step_mode: str = "s",
+    ):
+        super().__init__()
+        self.v_threshold = finite_number("v_threshold", v_threshold)
+        self.surrogate_function = checked_surrogate(surrogate_function)
+        self.step_mode = step_mode
+
+    def single_step_forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Spikes of one step, ``[N, *]``."""
+        if not x.is_floating_point():
+            raise TypeError(
+                f"the input of {type(self).__name__} must be of a floating-point dtype, "
+                f"got {x.dtype}"
+            )
+        window = rectangular_window(self.surrogate_function)
+        if window is None:
+            return self.surrogate_function(x - self.v_threshold)
+        if torch.is_grad_enabled() and x.requires_grad:
+            return _RectTurnOff.apply(x, self.v_threshold, window)
+        return _step(x - self.v_threshold)
+
+    def multi_step_forward(self, x_seq: torch.Tensor) -> torch.Tensor:
+        """Spikes of all steps, ``[T, N, *]``."""
+        return self.single_step_forward(x_seq)
+
+    def single_step_functional_forward(self, inputs, states, **kwargs):
+        """The same as :meth:`single_step_forward` in the host's form with explicit states: none."""
+        return (self.single_step_forward(inputs[0]),), states
+
+    def multi_step_functional_forward(self, inputs, states, **kwargs):
+        """The same as :meth:`multi_step_forward` in the host's form with explicit states: none."""
+        return (self.multi_step_forward(inputs[0]),), states
+
+    def extra_repr(self) -> str:
+        return f"v_threshold={self.v_threshold}, {super().extra_repr()}"
+
+
+def _step(above: torch.Tensor) -> torch.Tensor:
+    """1 where ``above`` is 0 or more, else 0; ``above`` itself is gone afterwards."""
+    if torch.compiler.is_compiling():
+        # torch.compile (2.11) saves wrong values for backward where a custom autograd function
+        # writes in place, and fuses this anyway
+        return (above >= 0).to(above)
+    return above.ge_(0)
+
+
+class _RectTurnOff(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, v_threshold, alpha):
+        above = x - v_threshold
+        ctx.save_for_backward(pack_bits(above.abs() < 0.5 / alpha))
+        ctx.alpha = alpha
+        return _step(above)
+
+    @staticmethod
+    def backward(ctx, grad_spike):
+        (packed,) = ctx.saved_tensors
+        grad = keep_where_bits(packed, grad_spike)
+        return grad if ctx.alpha == 1 else grad * ctx.alpha, None, None
+
+
+def rectangular_window(surrogate_function: Callable) -> float | None:
+    """``alpha`` of a surrogate whose whole backward pass is a rectangular window, else None."""
+    if type(surrogate_function) is not Rect or not surrogate_function.spiking:
+        return None
+    return float(surrogate_function.alpha)
+
+
+def checked_surrogate(surrogate_function: Callable) -> Callable:
+    """``surrogate_function`` if it can be called, TypeError if not."""
+    if not callable(surrogate_function):
+        raise TypeError(
+            f"surrogate_function must be a surrogate such as sj_ext.surrogate.Rect(), "
+            f"got {surrogate_function!r}"
+        )
+    return surrogate_function
+
+
+def finite_number(name: str, value: float) -> float:
+    """``value`` as a float if it is a finite number, ValueError naming the argument if not."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {value!r}")
+    return float(value)
