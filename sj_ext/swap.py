@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from . import host
+from .neuron import LearnableInitialPotential, with_learnable_imp
 
 __all__ = ["swap_neurons"]
 
@@ -29,10 +29,11 @@ _HOOKS = (
 def swap_neurons(module: nn.Module, mapping: Mapping[type, type], **overrides: Any) -> int:
     """Replace neurons of exactly the mapped classes, in place, anywhere below ``module``.
 
-    A new neuron keeps the old one's hyper-parameters (those that both classes' constructors have,
-    by name), learned parameters and buffers (the same tensors, so that an optimizer that holds them
-    goes on), surrogate, step mode, backend, device, dtype, train or eval flag and hooks. A neuron
-    that stands in several places stays shared.
+    A new neuron keeps the old one's hyper-parameters (all of them if it is the same neuron with a
+    learnable initial potential, else those that both constructors have, by name), learned
+    parameters and buffers (the same tensors, so that an optimizer that holds them goes on),
+    surrogate, step mode, backend, device, dtype, train or eval flag and hooks. A neuron that stands
+    in several places stays shared.
 
     Args:
         module: the network; it may not be one of the neurons itself.
@@ -136,39 +137,26 @@ def _constructor_arguments(cls: type) -> tuple[str, ...]:
 def _swapped(
     old: nn.Module, target: type, overrides: dict[str, Any], near: torch.Tensor | None
 ) -> nn.Module:
-    kept = {
-        name: getattr(old, name) for name in _constructor_arguments(target) if hasattr(old, name)
-    }
-    new = target(**{**kept, **overrides})
+    if issubclass(target, LearnableInitialPotential) and target is with_learnable_imp(type(old)):
+        new = target.from_node(old, **overrides)
+    else:
+        new = _constructed(old, target, overrides)
     own = next(_floating_tensors(old), near)
     if own is not None:
         new.to(device=own.device, dtype=own.dtype)
+    return new
+
+
+def _constructed(old: nn.Module, target: type, overrides: dict[str, Any]) -> nn.Module:
+    """A neuron of another kind, with what its constructor has in common with the old neuron."""
+    names = _constructor_arguments(target)
+    kept = {name: getattr(old, name) for name in names if hasattr(old, name)}
+    new = target(**{**kept, **overrides})
     for tensors in ("_parameters", "_buffers"):
         for name, tensor in getattr(old, tensors).items():
             if name in getattr(new, tensors) and name not in overrides:
                 getattr(new, tensors)[name] = tensor
-    if isinstance(new, type(old)):
-        _keep_attributes(old, new, overrides)
-        _keep_memories(old, new)
     for hooks in _HOOKS:
-        if hooks in old.__dict__:
-            new.__dict__[hooks] = old.__dict__[hooks]
-    new.train(old.training)
-    return new
-
-
-def _keep_attributes(old: nn.Module, new: nn.Module, overrides: dict[str, Any]) -> None:
-    """What was set on the old neuron after its construction, or under another name than there."""
-    overridden = {*overrides, *(f"_{name}" for name in overrides)}
-    internal = set(vars(nn.Module())) | {"_memories", "_memories_rv"}
-    for name, value in vars(old).items():
-        if name in vars(new) and name not in internal and name not in overridden:
-            vars(new)[name] = value
-
-
-def _keep_memories(old: nn.Module, new: nn.Module) -> None:
-    """A neuron of the same kind goes on from where the old one was, and resets to the same."""
-    for name in getattr(old, "_memories", {}):
-        if name in new._memories:
-            new._memories[name] = old._memories[name]
-            new._memories_rv[name] = copy.deepcopy(old._memories_rv[name])
+        if hooks in vars(old):
+            vars(new)[hooks] = vars(old)[hooks]
+    return new.train(old.training)

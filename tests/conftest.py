@@ -32,10 +32,17 @@ def pytest_report_header(config):
 
 @pytest.fixture(autouse=True)
 def seed(request):
-    """One seed per test, from the run's seed and the test's name; torch, numpy and random use it."""
+    """One seed per test, from the run's seed and the test's name, for torch, numpy and random."""
     value = zlib.crc32(f"{RUN_SEED} {request.node.nodeid}".encode())
     torch.manual_seed(value)
     numpy.random.seed(value)
     random.seed(value)
     print(f"seed {value} (SJ_EXT_SEED={RUN_SEED})")
     return value
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Files under ``generation2`` are about what only SpikingJelly 2.x has."""
+    from sj_ext import host
+
+    return True if "generation2" in collection_path.parts and host.GENERATION == 1 else None

@@ -15,6 +15,7 @@ Networks", NeurIPS 2024.
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import math
@@ -70,6 +71,40 @@ class LearnableInitialPotential(host.HostBackend):
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
+        self._learn_initial_potential(imp_shape, imp_init, imp_squash, channel_axis)
+
+    @classmethod
+    def from_node(cls, node: nn.Module, **overrides) -> LearnableInitialPotential:
+        """``node`` with all that it has (attributes, parameters, memories, hooks), and a theta.
+
+        Args:
+            node: a neuron of the very class that this one was made from.
+            **overrides: keywords of this class, and new values for attributes of ``node``.
+
+        Raises:
+            TypeError: ``node`` is of another class, or an override is neither of the two.
+        """
+        if with_learnable_imp(type(node)) is not cls:
+            raise TypeError(
+                f"node must be of the class that {cls.__name__} was made from, got {node!r}"
+            )
+        own = {name: overrides.pop(name) for name in _OWN_KEYWORDS if name in overrides}
+        unknown = [name for name in overrides if not hasattr(node, name)]
+        if unknown:
+            raise TypeError(
+                f"overrides: a {type(node).__name__} that exists has no {', '.join(unknown)} to "
+                f"change; give attributes of it or {', '.join(_OWN_KEYWORDS)}"
+            )
+        new = cls.__new__(cls)
+        vars(new).update(vars(node))
+        for name in ("_parameters", "_buffers", "_modules", "_memories", "_memories_rv"):
+            vars(new)[name] = copy.copy(vars(node)[name])
+        for name, value in overrides.items():
+            setattr(new, name, value)
+        new._learn_initial_potential(**{**_OWN_KEYWORDS, **own})
+        return new
+
+    def _learn_initial_potential(self, imp_shape, imp_init, imp_squash, channel_axis) -> None:
         _require_scalar_potential(self)
         self.imp_shape = _checked_shape(imp_shape)
         self.imp_init = _checked_init(imp_init)
@@ -193,6 +228,14 @@ class LearnableInitialPotential(host.HostBackend):
         if saved is not None and is_lazy(self.theta) and not is_lazy(saved):
             self._make_theta(saved.shape)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+#: keywords of the mixin's own, with their defaults
+_OWN_KEYWORDS = {
+    name: parameter.default
+    for name, parameter in inspect.signature(LearnableInitialPotential).parameters.items()
+    if parameter.default is not parameter.empty
+}
 
 
 def _first_step(x_seq: torch.Tensor) -> torch.Tensor | None:
@@ -361,8 +404,8 @@ def _new_of_made_class(node_class: type) -> nn.Module:
 
 def _show_host_signature(cls: type, host_class: type) -> None:
     """Let ``help`` and editors show the host's arguments before the keywords of this module."""
-    own = inspect.signature(LearnableInitialPotential.__init__).parameters.values()
-    keywords = [parameter for parameter in own if parameter.kind is parameter.KEYWORD_ONLY]
+    own = inspect.signature(LearnableInitialPotential).parameters
+    keywords = [own[name] for name in _OWN_KEYWORDS]
     hosts = inspect.signature(host_class).parameters.values()
     cls.__signature__ = inspect.Signature([*hosts, *keywords])
 

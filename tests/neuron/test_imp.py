@@ -1,15 +1,15 @@
-"""IMP nodes: the host's neuron to the bit at theta = reset value, and the right gradient of theta."""
+"""IMP nodes: the host's neuron to the bit at theta = reset value, and theta's right gradient."""
 
 import copy
 import itertools
 import pickle
 
+import nodes
 import pytest
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-import nodes
 from sj_ext import host
 from sj_ext.neuron import (
     IMPIFNode,
@@ -185,9 +185,7 @@ def test_truncated_bptt_equals_the_host_with_a_constant_start():
     hosts = neuron.LIFNode(step_mode="m")
     for _ in range(3):
         x = torch.randn(4, 2, 5)
-        (a, grad_a, _), (b, grad_b, _) = (
-            run(n, x, "m", torch.ones_like(x)) for n in (ours, hosts)
-        )
+        (a, grad_a, _), (b, grad_b, _) = (run(n, x, "m", torch.ones_like(x)) for n in (ours, hosts))
         assert torch.equal(a, b) and torch.equal(grad_a, grad_b)
         functional.detach_net(ours), functional.detach_net(hosts)
 
