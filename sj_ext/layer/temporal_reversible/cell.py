@@ -1,0 +1,359 @@
+"""The temporally reversible multi-level cell."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from numbers import Real
+
+import torch
+from torch import nn
+
+from ... import host
+from ...surrogate import Rect
+from .dynamics import Call, roll_out
+from .undo import Options, run_reversibly
+
+__all__ = ["TemporalReversible"]
+
+MEMORY = ("reversible", "autograd")
+
+
+class _Levels(host.layer.StepModeContainer):
+    """Modules that the host's ``set_step_mode`` leaves in single-step mode.
+
+    A level sees one step at a time whatever the step mode of the cell.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module]):
+        nn.Sequential.__init__(self, *modules)
+        self.stateful = False
+        self.step_mode = "s"
+
+    def forward(self, *args):
+        raise NotImplementedError("the levels run one by one: call the TemporalReversible cell")
+
+
+class TemporalReversible(host.base.MemoryModule):
+    r"""L levels of turn-on neurons with feedback, trained with memory that is flat in T.
+
+    .. math::
+        u_l[t] = a_l u_l[t-1] + F_l(s_{l-1}[t], s_{l+1}[t-1]), \qquad
+        s_l[t] = H(u_l[t] - v_{th})
+
+    with :math:`s_{-1}[t] = x[t]`. The top level has no upper neighbour; before the first step all
+    potentials are 0 and there is no feedback.
+
+    With ``memory='reversible'`` all steps are one node of the autograd graph. It keeps two bits per
+    key neuron and step (the spike and, where the surrogate's window is rectangular, whether the
+    potential was inside) and undoes the levels step by step in the backward pass: each F is run
+    again on the recorded spikes and its graph is freed before the next one is built. The gradients
+    are those of plain autograd up to the order of summation. Potentials are rebuilt by inversion
+    only for windows that are not rectangular and for decays that differ from step to step, from
+    exact potentials that are kept every few steps. ``memory='autograd'`` runs the same arithmetic
+    on plain autograd.
+
+    A level F_l computes the same from the same inputs. Batch normalisation and other buffers are
+    fine (they are updated once), so are dropout and everything else that draws from PyTorch's
+    generators, autocast and ``torch.compile``. A neuron in a level may keep no potential over time.
+    Forward hooks inside the levels are called again when a level is undone.
+
+    Args:
+        levels: L modules ``level(below, above_or_None) -> current``, shared over time; or, for one
+            column per step, T sequences of L modules. ``below`` is ``x[t]`` for level 0 and the
+            spikes of the level beneath otherwise.
+        decays: L numbers or tensors, or T sequences of L; each broadcasts to its level's state.
+            They become the parameters in ``decays`` (``decays[l]`` or ``decays[t][l]``); a
+            ``Parameter`` is used as it is.
+        v_threshold: the threshold :math:`v_{th}`. A potential at the threshold fires.
+        surrogate_function: a surrogate of the host or of ``sj_ext``, in spiking mode.
+        memory: ``'reversible'`` or ``'autograd'``.
+        min_decay: the least magnitude of a decay. A learned decay that falls below acts with this
+            magnitude, its sign kept, and still gets its gradient.
+        tolerance: error that a rebuilt potential may have, relative to the largest potential; it
+            decides how often potentials are kept.
+        replay_tolerance: relative difference from which an output that was computed again counts as
+            the sign of a level that is not deterministic. It is measured on a few elements per
+            level and step. None turns the check off.
+        step_mode: ``'m'`` or ``'s'``.
+
+    Shapes:
+        - Multi-step mode: ``x_seq`` ``[T, N, *]``, or a sequence of T tensors ``[N, *]``, in which
+          a static input may stand T times and has then one gradient; to ``[T, N, *]``, the
+          potentials of the top level.
+        - Single-step mode: ``x`` ``[N, *]`` to ``[N, *]``; the states carry over from call to call.
+
+    Raises:
+        TypeError: an argument has the wrong type, or a level does not return a floating point
+            tensor.
+        ValueError: ``levels`` and ``decays`` do not fit together; a decay is not finite, is below
+            ``min_decay`` or does not broadcast to its state; the shape that a level returns is not
+            that of its state; there are more steps than columns.
+        RuntimeError: a level changes its inputs in place, is not deterministic or depends on a
+            tensor that is no parameter of it; backward runs a second time without
+            ``retain_graph=True``.
+
+    Source: "High-Performance Temporal Reversible Spiking Neural Networks with O(L) Training Memory
+    and O(1) Inference Cost", ICML 2024, arXiv 2405.16466. The record of spikes, the decay's
+    gradient without inversion and the single node over time are this package's.
+    """
+
+    def __init__(
+        self,
+        levels: Sequence[nn.Module] | Sequence[Sequence[nn.Module]],
+        decays: Sequence,
+        *,
+        v_threshold: float = 0.5,
+        surrogate_function: Callable[[torch.Tensor], torch.Tensor] = Rect(),  # noqa: B008
+        memory: str = "reversible",
+        min_decay: float = 1e-3,
+        tolerance: float = 1e-4,
+        replay_tolerance: float | None = 0.05,
+        step_mode: str = "m",
+    ):
+        super().__init__()
+        self.v_threshold = _number("v_threshold", v_threshold)
+        if not callable(surrogate_function):
+            raise TypeError(f"surrogate_function must be callable, got {surrogate_function!r}")
+        self.surrogate_function = surrogate_function
+        self.memory = memory
+        self.min_decay = _number("min_decay", min_decay, above=0)
+        self.tolerance = _number("tolerance", tolerance, above=0)
+        if replay_tolerance is not None:
+            replay_tolerance = _number("replay_tolerance", replay_tolerance, above=0)
+        self.replay_tolerance = replay_tolerance
+
+        table = _level_table(levels)
+        #: whether every step has levels of its own
+        self.columns = table is not None
+        rows = table if self.columns else [list(levels)]
+        self.num_levels = len(rows[0])
+        containers = [nn.ModuleList(row) for row in rows] if self.columns else rows[0]
+        self.levels = _Levels(containers)
+        self._init_decays(decays)
+        for level in range(self.num_levels):
+            self.register_memory(f"u_{level}", None)
+        self.register_memory("steps_done", 0)
+        self.step_mode = step_mode
+
+    def _init_decays(self, decays) -> None:
+        if isinstance(decays, torch.Tensor | nn.ParameterList):
+            decays = list(decays)
+        if not isinstance(decays, Sequence) or not decays:
+            raise TypeError(
+                f"decays must be a sequence of {self.num_levels} numbers or tensors, or one such "
+                f"sequence per step, got {decays!r}"
+            )
+        nested = isinstance(decays[0], list | tuple | nn.ParameterList)
+        if isinstance(decays[0], torch.Tensor) and decays[0].dim() == 1:
+            nested = len(decays) != self.num_levels and len(decays[0]) == self.num_levels
+        rows = [list(row) for row in decays] if nested else [list(decays)]
+        for t, row in enumerate(rows):
+            if len(row) != self.num_levels:
+                where = f"decays[{t}]" if nested else "decays"
+                raise ValueError(
+                    f"{where} must have one entry per level, that is {self.num_levels}, "
+                    f"got {len(row)}"
+                )
+        if nested and self.columns and len(rows) != len(self.levels):
+            raise ValueError(
+                f"decays must have one row per step, that is {len(self.levels)} as levels has, "
+                f"got {len(rows)}"
+            )
+        lists = [nn.ParameterList([self._decay(a) for a in row]) for row in rows]
+        #: whether every step has decays of its own
+        self.decay_per_step = nested
+        self.decays = nn.ModuleList(lists) if nested else lists[0]
+
+    def _decay(self, value) -> nn.Parameter:
+        if isinstance(value, torch.Tensor):
+            if not value.is_floating_point():
+                raise TypeError(f"decays must be floating point, got {value.dtype}")
+        elif isinstance(value, bool) or not isinstance(value, Real):
+            raise TypeError(f"decays must be numbers or tensors, got {value!r}")
+        decay = value
+        if not isinstance(value, nn.Parameter):
+            decay = nn.Parameter(torch.as_tensor(value).detach().to(copy=True))
+            if not decay.is_floating_point():
+                decay = nn.Parameter(decay.to(torch.get_default_dtype()))
+        magnitude = decay.detach().abs()
+        # What is below the least magnitude only by rounding to its dtype is not below.
+        least = self.min_decay * (1 - torch.finfo(decay.dtype).eps)
+        if decay.numel() == 0 or not bool(((magnitude >= least) & magnitude.isfinite()).all()):
+            raise ValueError(
+                f"decays must be finite with a magnitude of at least min_decay={self.min_decay}, "
+                f"got {value!r}"
+            )
+        return decay
+
+    @property
+    def memory(self) -> str:
+        """``'reversible'`` or ``'autograd'``; may be changed between calls."""
+        return self._memory
+
+    @memory.setter
+    def memory(self, value: str) -> None:
+        if value not in MEMORY:
+            raise ValueError(f"memory must be one of {MEMORY}, got {value!r}")
+        self._memory = value
+
+    @property
+    def states(self) -> tuple[torch.Tensor | None, ...]:
+        """The potentials u_l after the last step, level by level; None before the first one."""
+        return tuple(self._memories[f"u_{level}"] for level in range(self.num_levels))
+
+    def multi_step_forward(self, x_seq: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
+        """All steps: ``[T, N, *]`` to the top level's potentials ``[T, N, *]``."""
+        inputs, index, num_steps = _inputs(x_seq)
+        return self._run_and_hold(inputs, index, num_steps)
+
+    def single_step_forward(self, x: torch.Tensor) -> torch.Tensor:
+        """One step: ``[N, *]`` to the top level's potential ``[N, *]``."""
+        if not isinstance(x, torch.Tensor):
+            raise TypeError(f"x must be a tensor [N, *], got {type(x).__name__}")
+        return self._run_and_hold([x], [0], 1).squeeze(0)
+
+    def single_step_functional_forward(self, inputs, states, **kwargs):
+        """One step over explicit states (u_0, ..., u_{L-1}, steps done), as SpikingJelly 2.x has it."""
+        u_top, states = self._run([inputs[0]], [0], 1, states)
+        return (u_top.squeeze(0),), states
+
+    def multi_step_functional_forward(self, inputs, states, **kwargs):
+        """All steps over explicit states, as SpikingJelly 2.x has it."""
+        u_top, states = self._run(*_inputs(inputs[0]), states)
+        return (u_top,), states
+
+    def _run_and_hold(self, inputs, index, num_steps) -> torch.Tensor:
+        u_top, states = self._run(inputs, index, num_steps, tuple(self._memories.values()))
+        for name, value in zip(self._memories, states, strict=True):
+            self._memories[name] = value
+        return u_top
+
+    @torch.compiler.disable(recursive=False)
+    def _run(self, inputs, index, num_steps: int, states) -> tuple[torch.Tensor, tuple]:
+        *potentials, steps_done = states
+        decays, decay_index = self._decays_of(steps_done, num_steps)
+        call = Call(
+            modules=self._modules_of(steps_done, num_steps),
+            decay_index=decay_index,
+            input_index=index,
+            v_threshold=self.v_threshold,
+            surrogate_function=self.surrogate_function,
+        )
+        if getattr(self.surrogate_function, "spiking", True) is False:
+            raise ValueError(
+                "surrogate_function must be in spiking mode: the levels exchange spikes, and "
+                f"{self.surrogate_function} gives its primitive function"
+            )
+        run = roll_out
+        if self.memory == "reversible" and torch.is_grad_enabled():
+            parameters = list(
+                {
+                    id(p): p
+                    for module in dict.fromkeys(m for column in call.modules for m in column)
+                    for p in module.parameters()
+                }.values()
+            )
+            known = {id(p) for p in parameters}
+            parameters += [p for p in call.surrogate_parameters() if id(p) not in known]
+            everything = [*inputs, *(u for u in potentials if u is not None), *decays, *parameters]
+            if any(x.requires_grad for x in everything):
+                options = Options(self.tolerance, self.replay_tolerance)
+                u_top, potentials = run_reversibly(
+                    call, options, inputs, potentials, decays, parameters
+                )
+                return u_top, (*potentials, steps_done + num_steps)
+        u_top, potentials = run(call, inputs, potentials, decays)
+        return u_top, (*potentials, steps_done + num_steps)
+
+    def _modules_of(self, first: int, num_steps: int) -> list[list[nn.Module]]:
+        if not self.columns:
+            return [list(self.levels)] * num_steps
+        self._check_steps("levels", len(self.levels), first, num_steps)
+        return [list(self.levels[t]) for t in range(first, first + num_steps)]
+
+    def _decays_of(self, first: int, num_steps: int):
+        """The decays in force, each once, and the place of that of each step and level."""
+        rows: list = [self.decays] * num_steps
+        if self.decay_per_step:
+            self._check_steps("decays", len(self.decays), first, num_steps)
+            rows = list(self.decays)[first : first + num_steps]
+        unique = list({id(a): a for row in rows for a in row}.values())
+        place = {id(a): i for i, a in enumerate(unique)}
+        index = [[place[id(a)] for a in row] for row in rows]
+        return [_bounded(a, self.min_decay) for a in unique], index
+
+    def _check_steps(self, name: str, available: int, first: int, num_steps: int) -> None:
+        if first + num_steps > available:
+            raise ValueError(
+                f"{name} has entries for {available} steps, but step {first + num_steps} was asked "
+                f"for ({first} done since the last reset, {num_steps} in this call); start a new "
+                "sequence with functional.reset_net"
+            )
+
+    def extra_repr(self) -> str:
+        own = (
+            f"num_levels={self.num_levels}, v_threshold={self.v_threshold}, memory={self.memory!r}"
+        )
+        return f"{own}, {super().extra_repr()}"
+
+
+def _level_table(levels) -> list[list[nn.Module]] | None:
+    """The columns as lists, or None where one list of modules stands for all steps."""
+    if not isinstance(levels, Sequence | nn.ModuleList) or len(levels) == 0:
+        raise TypeError(
+            "levels must be a sequence of modules, or one such sequence per step, and not empty; "
+            f"got {levels!r}"
+        )
+    is_column = [isinstance(entry, list | tuple | nn.ModuleList) for entry in levels]
+    modules = [
+        m for entry, c in zip(levels, is_column, strict=True) for m in (entry if c else [entry])
+    ]
+    wrong = next((m for m in modules if not isinstance(m, nn.Module)), None)
+    if wrong is not None or len(set(is_column)) > 1:
+        what = f"a {type(wrong).__name__}" if wrong is not None else "both kinds mixed"
+        raise TypeError(f"levels must hold modules, or sequences of modules, got {what}")
+    if not is_column[0]:
+        return None
+    table = [list(column) for column in levels]
+    if not table[0] or len({len(column) for column in table}) > 1:
+        raise ValueError(
+            "levels must have the same number of modules, at least one, for every step, got "
+            f"{[len(column) for column in table]}"
+        )
+    return table
+
+
+def _inputs(x_seq) -> tuple[list[torch.Tensor], list[int] | None, int]:
+    """The distinct input tensors, which one each step reads (None: slices), and T."""
+    if isinstance(x_seq, torch.Tensor):
+        if x_seq.dim() < 2 or len(x_seq) == 0:
+            raise ValueError(
+                f"x_seq must have shape [T, N, *] with at least one step, got {list(x_seq.shape)}"
+            )
+        return [x_seq], None, len(x_seq)
+    if not isinstance(x_seq, Sequence) or not all(isinstance(x, torch.Tensor) for x in x_seq):
+        raise TypeError(
+            f"x_seq must be a tensor [T, N, *] or a sequence of T tensors, got {type(x_seq).__name__}"
+        )
+    if not x_seq:
+        raise ValueError("x_seq must have at least one step, got an empty sequence")
+    unique = list({id(x): x for x in x_seq}.values())
+    place = {id(x): i for i, x in enumerate(unique)}
+    return unique, [place[id(x)] for x in x_seq], len(x_seq)
+
+
+def _bounded(decay: torch.Tensor, least: float) -> torch.Tensor:
+    """The decay with at least the least magnitude; its gradient passes as if it were the decay."""
+    with torch.no_grad():
+        change = torch.copysign(decay.abs().clamp_min(least), decay) - decay
+    return decay + change
+
+
+def _number(name: str, value, above: float | None = None) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not math.isfinite(value) or (above is not None and value <= above):
+        allowed = "finite" if above is None else f"finite and above {above}"
+        raise ValueError(f"{name} must be {allowed}, got {value!r}")
+    return float(value)

@@ -1,0 +1,176 @@
+r"""The arithmetic of the cell, which plain autograd and the undoing pass share.
+
+One call runs T steps of L levels,
+
+.. math::
+    u_l[t] = a_l u_l[t-1] + F_l(s_{l-1}[t], s_{l+1}[t-1]), \qquad s_l[t] = H(u_l[t] - v_{th}),
+
+from the first step to the last and from the lowest level to the highest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+__all__ = ["Call", "integrate", "roll_out"]
+
+
+@dataclass
+class Call:
+    """What one call of the cell runs, without any tensor that a gradient flows to."""
+
+    #: modules[t][l] is F_l of step t
+    modules: list[list[nn.Module]]
+    #: decay_index[t][l] is the place of a_l of step t among the decays
+    decay_index: list[list[int]]
+    #: step t reads inputs[input_index[t]]; None: it reads inputs[0][t]
+    input_index: list[int] | None
+    v_threshold: float
+    surrogate_function: Callable[[torch.Tensor], torch.Tensor]
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.modules)
+
+    @property
+    def num_levels(self) -> int:
+        return len(self.modules[0])
+
+    def input_of(self, inputs: Sequence[torch.Tensor], t: int) -> torch.Tensor:
+        """x[t]."""
+        return inputs[0][t] if self.input_index is None else inputs[self.input_index[t]]
+
+    def fire(self, u: torch.Tensor) -> torch.Tensor:
+        """H(u - v_th), with the surrogate's gradient."""
+        return self.surrogate_function(u - self.v_threshold)
+
+    def surrogate_parameters(self) -> list[nn.Parameter]:
+        """Learnable constants of the surrogate."""
+        function = self.surrogate_function
+        return list(function.parameters()) if isinstance(function, nn.Module) else []
+
+    def has_consumer(self, t: int, level: int) -> bool:
+        """Whether any level of this call reads s_level[t]; t = -1 is the state before the call."""
+        below = t >= 0 and level + 1 < self.num_levels
+        above = level >= 1 and t + 1 < self.num_steps
+        return below or above
+
+
+class Observer:
+    """Sees what :func:`roll_out` computes; the default looks at nothing."""
+
+    def before_level(self, t: int, level: int) -> None:
+        """F_level of step t is about to run."""
+
+    def after_level(self, t: int, level: int, f: torch.Tensor, u: torch.Tensor) -> None:
+        """F_level of step t gave f, and the potential is now u."""
+
+    def fired(self, t: int, level: int, u: torch.Tensor, spikes: torch.Tensor) -> None:
+        """The spikes s_level[t] of the potential u; asked for only where a level reads them."""
+
+
+def roll_out(
+    call: Call,
+    inputs: Sequence[torch.Tensor],
+    states: Sequence[torch.Tensor | None],
+    decays: Sequence[torch.Tensor],
+    observer: Observer | None = None,
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """All steps of all levels.
+
+    Returns:
+        The potentials of the top level ``[T, N, *]`` and those of every level after the last step.
+    """
+    observer = observer or Observer()
+    top = call.num_levels - 1
+    u: list[torch.Tensor | None] = list(states)
+    spikes: list[torch.Tensor | None] = [None] * call.num_levels
+    for level in range(1, call.num_levels):
+        if u[level] is not None:
+            spikes[level] = call.fire(u[level])
+            observer.fired(-1, level, u[level], spikes[level])
+    u_top = []
+    for t in range(call.num_steps):
+        for level in range(call.num_levels):
+            below = call.input_of(inputs, t) if level == 0 else spikes[level - 1]
+            above = spikes[level + 1] if level < top else None
+            observer.before_level(t, level)
+            f = run_level(call, t, level, below, above)
+            u[level] = integrate(f, u[level], decays[call.decay_index[t][level]], t, level)
+            observer.after_level(t, level, f, u[level])
+            spikes[level] = None
+            if call.has_consumer(t, level):
+                spikes[level] = call.fire(u[level])
+                observer.fired(t, level, u[level], spikes[level])
+            del below, above, f
+        u_top.append(u[top])
+    return torch.stack(u_top), u
+
+
+def run_level(
+    call: Call, t: int, level: int, below: torch.Tensor, above: torch.Tensor | None
+) -> torch.Tensor:
+    """F_level(below, above) of step t, with its contract checked.
+
+    Raises:
+        TypeError: the level does not return a floating point tensor.
+        RuntimeError: the level changed one of its inputs in place.
+    """
+    module = call.modules[t][level]
+    versions = _versions(below, above)
+    f = module(below, above)
+    if not isinstance(f, torch.Tensor) or not f.is_floating_point():
+        what = f.dtype if isinstance(f, torch.Tensor) else type(f).__name__
+        raise TypeError(
+            f"levels: level {level} ({type(module).__name__}) must return a floating point tensor "
+            f"at every step, got {what} at step {t}"
+        )
+    if _versions(below, above) != versions:
+        raise RuntimeError(
+            f"levels: level {level} ({type(module).__name__}) changed one of its inputs in place at "
+            f"step {t}; other levels read the same spikes, so a level must leave them as they are "
+            "(look for inplace=True)"
+        )
+    return f
+
+
+def integrate(
+    f: torch.Tensor, u: torch.Tensor | None, decay: torch.Tensor, t: int, level: int
+) -> torch.Tensor:
+    """a u + f, always a new tensor.
+
+    Raises:
+        ValueError: f does not have the shape of u, or the decay does not broadcast to it.
+    """
+    dtype = torch.promote_types(f.dtype, decay.dtype)
+    if not broadcasts_to(decay.shape, f.shape):
+        raise ValueError(
+            f"decays: the decay of level {level} has shape {list(decay.shape)}, which does not "
+            f"broadcast to the potential's shape {list(f.shape)}"
+        )
+    if u is None:
+        return f.to(dtype, copy=True)
+    if u.shape != f.shape:
+        raise ValueError(
+            f"levels: level {level} returned shape {list(f.shape)} at step {t}, but its state has "
+            f"shape {list(u.shape)}; a level's output keeps its shape over time, and a new batch "
+            "size or resolution needs functional.reset_net first"
+        )
+    return torch.addcmul(f.to(dtype), decay, u)
+
+
+def broadcasts_to(shape: Sequence[int], target: Sequence[int]) -> bool:
+    """Whether ``shape`` broadcasts to exactly ``target``."""
+    if len(shape) > len(target):
+        return False
+    pairs = zip(reversed(shape), reversed(target), strict=False)
+    return all(size in (1, wanted) for size, wanted in pairs)
+
+
+def _versions(*tensors: torch.Tensor | None) -> list[int | None]:
+    # Inference tensors count no versions; nothing is undone there either.
+    return [None if x is None or x.is_inference() else x._version for x in tensors]
