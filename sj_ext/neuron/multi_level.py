@@ -25,8 +25,14 @@ class MultiLevelFiringNode(host.FunctionalNode):
     wider range of potentials than one neuron's.
 
     Args:
-        tau, decay_input, v_threshold, v_reset, surrogate_function, detach_reset, step_mode,
-            store_v_seq: as the host's ``LIFNode``.
+        tau: membrane time constant, in steps.
+        decay_input: whether the input is divided by ``tau``.
+        v_threshold: threshold of the first level where ``thresholds`` are not given.
+        v_reset: reset potential; ``None`` for the soft reset.
+        surrogate_function: step of :math:`H_k - v_k`.
+        detach_reset: keep the reset out of the gradient.
+        step_mode: ``'s'`` or ``'m'``.
+        store_v_seq: keep the potentials of all steps in ``v_seq``.
         thresholds: :math:`v_1 < \dots < v_K`, in units of the potential; they take the place of
             ``v_threshold``. The default is ``v_threshold`` and the two levels 1 and 2 above it.
 
