@@ -1,0 +1,204 @@
+r"""Convolution with scaled weight standardisation, in place of batch normalisation.
+
+.. math::
+    \hat w_c = g_c \frac{w_c - \mathrm{mean}(w_c)}{\sqrt{n \, \mathrm{var}(w_c) + \epsilon}}
+
+for each output channel c, with the fan-in :math:`n` and a learnable gain :math:`g_c`. A layer whose
+input has unit variance keeps it, without statistics of the data.
+
+The standardised weight is as large as the weight and is made anew in each call. Autograd would keep
+it (and the centred weight) for each call until the backward pass; here each call keeps its input
+only, beside the parameters that exist anyway, and the backward pass standardises again.
+
+Source: Brock, De, Smith, "Characterizing signal propagation to close the performance gap in
+unnormalized ResNets", ICLR 2021 (arXiv 2101.08692).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+from .. import host
+
+__all__ = ["ScaledWSConv2d", "standardize", "standardize_backward"]
+
+
+def _centred(weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The weight less its mean, and 1 / sqrt(fan_in var + eps), over each output channel."""
+    dims = tuple(range(1, weight.dim()))
+    centred = weight - weight.mean(dims, keepdim=True)
+    # the sum of squares about the mean is fan_in times the variance
+    return centred, (centred.square().sum(dims, keepdim=True) + eps).rsqrt()
+
+
+def standardize(weight: torch.Tensor, gain: torch.Tensor, eps: float) -> torch.Tensor:
+    """The standardised weight.
+
+    Args:
+        weight: ``[out, in, *kernel]``.
+        gain: ``[out, 1, ...]``, broadcast to the weight.
+        eps: added to the scaled variance.
+    """
+    centred, scale = _centred(weight, eps)
+    return centred.mul_(scale * gain) if not torch.is_grad_enabled() else centred * (scale * gain)
+
+
+def standardize_backward(
+    grad: torch.Tensor, weight: torch.Tensor, gain: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    r"""Gradients of the weight and of the gain from the gradient of the standardised weight.
+
+    With :math:`z = (w - m) k`, :math:`k = (n \mathrm{var} + \epsilon)^{-1/2}` and :math:`h = g` times
+    the incoming gradient: :math:`\partial w = k (h - \mathrm{mean}(h) - z \sum h z)`, because the
+    scaled variance is the sum of squares of :math:`w - m`.
+    """
+    dims = tuple(range(1, weight.dim()))
+    z, scale = _centred(weight, eps)
+    z = z * scale
+    along = (grad * z).sum(dims, keepdim=True)
+    grad_weight = (grad - grad.mean(dims, keepdim=True) - z * along) * (scale * gain)
+    return grad_weight, along
+
+
+def compute_dtype(x: torch.Tensor) -> torch.dtype:
+    """The dtype in which a convolution of ``x`` runs: autocast's where it is on."""
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
+
+
+class _ScaledWSConv(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, gain, bias, eps, stride, padding, dilation, groups):
+        ctx.save_for_backward(x, weight, gain)
+        ctx.eps = eps
+        ctx.has_bias = bias is not None
+        ctx.geometry = stride, padding, dilation, groups
+        ctx.dtype = compute_dtype(x)
+        with torch.autocast(x.device.type, enabled=False):
+            effective = standardize(weight, gain, eps).to(ctx.dtype)
+            bias = None if bias is None else bias.to(ctx.dtype)
+            return F.conv2d(x.to(ctx.dtype), effective, bias, stride, padding, dilation, groups)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_out):
+        x, weight, gain = ctx.saved_tensors
+        stride, padding, dilation, groups = ctx.geometry
+        need_x, need_weight, need_gain, need_bias = ctx.needs_input_grad[:4]
+        with torch.autocast(x.device.type, enabled=False):
+            effective = standardize(weight, gain, ctx.eps).to(ctx.dtype)
+            grad_x, grad_effective, grad_bias = torch.ops.aten.convolution_backward(
+                grad_out.to(ctx.dtype),
+                x.to(ctx.dtype),
+                effective,
+                [weight.shape[0]] if ctx.has_bias else None,
+                stride,
+                padding,
+                dilation,
+                False,
+                [0, 0],
+                groups,
+                (need_x, need_weight or need_gain, need_bias),
+            )
+            del effective
+            grad_weight = grad_gain = None
+            if grad_effective is not None:
+                grad_weight, grad_gain = standardize_backward(
+                    grad_effective.to(weight.dtype), weight, gain, ctx.eps
+                )
+        return (
+            None if grad_x is None else grad_x.to(x.dtype),
+            grad_weight if need_weight else None,
+            grad_gain if need_gain else None,
+            None if grad_bias is None else grad_bias.to(weight.dtype),
+            *(None,) * 5,
+        )
+
+
+class ScaledWSConv2d(host.layer.Conv2d):
+    r"""2D convolution whose weight is standardised and scaled in each call.
+
+    The equation and what a call keeps in memory stand at the top of this module. Gradients of first
+    order only.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
+            padding_mode, step_mode: as in SpikingJelly's ``layer.Conv2d``.
+        gain_init: first value of the gain, one per output channel.
+        eps: added to fan-in times variance.
+
+    Shapes:
+        ``[N, C, H, W]`` in step mode ``'s'``, ``[T, N, C, H, W]`` in step mode ``'m'``.
+
+    Attributes:
+        weight: the weight before standardisation.
+        gain: ``[out_channels, 1, 1, 1]``.
+
+    Raises:
+        ValueError: one weight per output channel (its variance is 0), or ``eps`` not above 0.
+
+    Source: arXiv 2101.08692.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: str | int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        step_mode: str = "s",
+        *,
+        gain_init: float = 1.0,
+        eps: float = 1e-6,
+    ):
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+            step_mode,
+        )
+        if self.weight[0].numel() < 2:
+            raise ValueError(
+                "in_channels / groups * kernel_size must give at least 2 weights per output channel "
+                f"(one alone has no variance to divide by), got in_channels={in_channels}, "
+                f"groups={groups}, kernel_size={kernel_size}"
+            )
+        if not eps > 0:
+            raise ValueError(f"eps must be above 0, got {eps!r}")
+        self.gain = nn.Parameter(torch.full((out_channels, 1, 1, 1), float(gain_init)))
+        self.eps = eps
+
+    def effective_weight(self) -> torch.Tensor:
+        """The standardised weight that the convolution multiplies with."""
+        return standardize(self.weight, self.gain, self.eps)
+
+    def _conv_forward(self, x, weight, bias):
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            padding = 0
+        elif isinstance(padding, str):  # 'same' may be uneven, which convolution_backward has not
+            x = F.pad(x, self._reversed_padding_repeated_twice)
+            padding = 0
+        padding = (padding, padding) if isinstance(padding, int) else padding
+        return _ScaledWSConv.apply(
+            x, weight, self.gain, bias, self.eps, self.stride, padding, self.dilation, self.groups
+        )
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + f", eps={self.eps}"
