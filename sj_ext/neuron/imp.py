@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedParameter, is_lazy
+from torch.nn.parameter import UninitializedParameter
 
 from .. import host
 
@@ -130,7 +130,7 @@ class LearnableInitialPotential(host.HostBackend):
         Raises:
             ValueError: theta does not broadcast to the shape of ``x``.
         """
-        if is_lazy(self.theta):
+        if _is_lazy(self.theta):
             self._make_theta(self._theta_shape(x), x.device)
         self._check_shape(x)
         v = self.theta if self.imp_squash is None else self.imp_squash(self.theta)
@@ -161,7 +161,7 @@ class LearnableInitialPotential(host.HostBackend):
         return v.shape[v.dim() - x.dim() :] == x.shape  # levels may stand before the batch
 
     def _make_theta(self, shape, device=None) -> None:
-        if is_lazy(self.theta):
+        if _is_lazy(self.theta):
             self.theta.materialize(shape, device=device)
         with torch.no_grad():
             self.theta.uniform_(*self.imp_init)
@@ -213,7 +213,7 @@ class LearnableInitialPotential(host.HostBackend):
     # A lazy theta in checkpoints, by PyTorch's convention for lazy modules.
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
-        lazy = self.theta if is_lazy(self.theta) else None
+        lazy = self.theta if _is_lazy(self.theta) else None
         if lazy is not None:
             del self._parameters["theta"]  # it cannot be detached, which the base would do
         try:
@@ -225,7 +225,7 @@ class LearnableInitialPotential(host.HostBackend):
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         saved = state_dict.get(prefix + "theta")
-        if saved is not None and is_lazy(self.theta) and not is_lazy(saved):
+        if saved is not None and _is_lazy(self.theta) and not _is_lazy(saved):
             self._make_theta(saved.shape)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
@@ -236,6 +236,11 @@ _OWN_KEYWORDS = {
     for name, parameter in inspect.signature(LearnableInitialPotential).parameters.items()
     if parameter.default is not parameter.empty
 }
+
+
+def _is_lazy(theta: torch.Tensor) -> bool:
+    """As torch's ``is_lazy``, in a form that ``torch.compile`` traces."""
+    return isinstance(theta, UninitializedParameter)
 
 
 def _first_step(x_seq: torch.Tensor) -> torch.Tensor | None:

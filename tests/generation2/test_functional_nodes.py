@@ -97,16 +97,28 @@ def test_energy_estimate_knows_the_nodes(node):
     assert report.counts["neuron_state_read_bytes"] > 0
 
 
-def test_compiled_node_equals_the_eager_one(node):
+@pytest.mark.parametrize("step_mode", ["s", "m"])
+def test_compiled_node_equals_the_eager_one(node, step_mode):
+    check_compiled(node, step_mode, "aot_eager")
+
+
+def test_machine_code_of_a_compiled_node_equals_the_eager_one():
+    check_compiled(IMPLIFNode(step_mode="m", imp_shape="channel"), "m", "inductor")
+
+
+def check_compiled(node, step_mode, backend):
     torch._dynamo.reset()
-    x = (torch.randn(4, 3, 5) + 0.5).requires_grad_()
+    functional.set_step_mode(node, step_mode)
     net = nn.Sequential(nn.Linear(5, 5), node)
+    net(torch.rand(4, 3, 5))  # sizes exist
+    functional.reset_net(net)
+    x = torch.randn(4, 3, 5) + 0.5
     y = net(x)
     y.sum().backward()
     wants = [p.grad.clone() for p in net.parameters()]
     functional.reset_net(net)
     net.zero_grad()
-    compiled = torch.compile(net, backend="aot_eager")
+    compiled = torch.compile(net, backend=backend, fullgraph=True)
     again = compiled(x)
     torch.testing.assert_close(again, y)
     again.sum().backward()
