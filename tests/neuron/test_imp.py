@@ -358,6 +358,7 @@ def test_bad_argument_is_named(kwargs, error, words):
     ("kwargs", "seen", "given"),
     [
         ({}, (2, 3, 4), (2, 5, 4)),  # channel count
+        ({}, (2, 1, 4), (2, 5, 4)),  # which would broadcast
         ({}, (2, 3, 4), (2, 3)),  # rank
         ({"imp_shape": "neuron"}, (2, 3, 4), (2, 3, 5)),
         ({"imp_shape": "spatial"}, None, (2, 3)),
