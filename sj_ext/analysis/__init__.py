@@ -1,5 +1,22 @@
 """Measurements: firing patterns, accuracy per step, gradients and memory."""
 
+from .accuracy import per_step_accuracy, plot_per_step_accuracy
 from .memory import ActivationMemory, activation_memory, plot_activation_memory
+from .patterns import (
+    firing_patterns,
+    pattern_mapping,
+    plot_firing_patterns,
+    plot_pattern_mapping,
+)
 
-__all__ = ["ActivationMemory", "activation_memory", "plot_activation_memory"]
+__all__ = [
+    "ActivationMemory",
+    "activation_memory",
+    "firing_patterns",
+    "pattern_mapping",
+    "per_step_accuracy",
+    "plot_activation_memory",
+    "plot_firing_patterns",
+    "plot_pattern_mapping",
+    "plot_per_step_accuracy",
+]

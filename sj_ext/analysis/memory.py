@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
-from torch._C._profiler import _EventType, _ProfilerEvent
+from torch._C._profiler import _ExtraFields_Allocation, _ProfilerEvent
 from torch.autograd.profiler import profile, record_function
 
 from .axes import axes_or_new
@@ -140,9 +140,9 @@ def _count(profiler: profile, only: torch.device | None) -> ActivationMemory:
     for event in events:
         if event.name == _RETURNED:
             running = False
-        if event.tag != _EventType.Allocation:
-            continue
         block = event.extra_fields
+        if not isinstance(block, _ExtraFields_Allocation):
+            continue
         if only is not None and (
             block.device.type != only.type or only.index not in (None, block.device.index)
         ):

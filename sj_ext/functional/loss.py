@@ -23,11 +23,11 @@ from __future__ import annotations
 
 import math
 from numbers import Real
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 __all__ = [
     "lts_cross_entropy",
@@ -200,7 +200,7 @@ class _MeanSquareDistance(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, y: Tensor, means: float) -> Tensor:
+    def forward(ctx: Any, y: Tensor, means: float) -> Tensor:
         ctx.save_for_backward(y)
         ctx.means = means
         at_least_float = torch.promote_types(y.dtype, torch.float32)
@@ -209,7 +209,7 @@ class _MeanSquareDistance(torch.autograd.Function):
         return variance + (mean - means) ** 2
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (y,) = ctx.saved_tensors
         return (y - ctx.means).mul_(grad * (2 / y.numel())), None
 
