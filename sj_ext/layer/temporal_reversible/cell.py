@@ -214,12 +214,12 @@ class TemporalReversible(host.base.MemoryModule):
         return self._run_and_hold([x], [0], 1).squeeze(0)
 
     def single_step_functional_forward(self, inputs, states, **kwargs):
-        """One step over explicit states (u_0, ..., u_{L-1}, steps done), as SpikingJelly 2.x has it."""
+        """One step over explicit states (u_0, ..., u_{L-1}, steps done), as 2.x calls it."""
         u_top, states = self._run([inputs[0]], [0], 1, states)
         return (u_top.squeeze(0),), states
 
     def multi_step_functional_forward(self, inputs, states, **kwargs):
-        """All steps over explicit states, as SpikingJelly 2.x has it."""
+        """All steps over explicit states, as 2.x calls it."""
         u_top, states = self._run(*_inputs(inputs[0]), states)
         return (u_top,), states
 
@@ -334,7 +334,8 @@ def _inputs(x_seq) -> tuple[list[torch.Tensor], list[int] | None, int]:
         return [x_seq], None, len(x_seq)
     if not isinstance(x_seq, Sequence) or not all(isinstance(x, torch.Tensor) for x in x_seq):
         raise TypeError(
-            f"x_seq must be a tensor [T, N, *] or a sequence of T tensors, got {type(x_seq).__name__}"
+            "x_seq must be a tensor [T, N, *] or a sequence of T tensors, "
+            f"got {type(x_seq).__name__}"
         )
     if not x_seq:
         raise ValueError("x_seq must have at least one step, got an empty sequence")

@@ -31,18 +31,32 @@ class Call:
     input_index: list[int] | None
     v_threshold: float
     surrogate_function: Callable[[torch.Tensor], torch.Tensor]
+    #: whether a level sees the spikes that the next higher level fired one step earlier
+    feedback: bool = True
+    #: consecutive steps that a level runs as one batch; more than one only without feedback
+    chunk: int = 1
+
+    def __post_init__(self):
+        steps = range(len(self.modules))
+        self.num_levels = len(self.modules[0])
+        self.spans = [steps[t : t + self.chunk] for t in steps[:: self.chunk]]
 
     @property
     def num_steps(self) -> int:
         return len(self.modules)
 
-    @property
-    def num_levels(self) -> int:
-        return len(self.modules[0])
+    def input_of(self, inputs: Sequence[torch.Tensor], span: range) -> torch.Tensor:
+        """x over the steps of a span, as one batch."""
+        if len(span) == 1:
+            t = span[0]
+            return inputs[0][t] if self.input_index is None else inputs[self.input_index[t]]
+        if self.input_index is None:
+            return inputs[0][span.start : span.stop].flatten(0, 1)
+        return torch.cat([inputs[self.input_index[t]] for t in span])
 
-    def input_of(self, inputs: Sequence[torch.Tensor], t: int) -> torch.Tensor:
-        """x[t]."""
-        return inputs[0][t] if self.input_index is None else inputs[self.input_index[t]]
+    def inputs_read(self, span: range) -> list[int]:
+        """Places of the input tensors that a span reads."""
+        return [0] if self.input_index is None else [self.input_index[t] for t in span]
 
     def fire(self, u: torch.Tensor) -> torch.Tensor:
         """H(u - v_th), with the surrogate's gradient."""
@@ -53,24 +67,21 @@ class Call:
         function = self.surrogate_function
         return list(function.parameters()) if isinstance(function, nn.Module) else []
 
-    def has_consumer(self, t: int, level: int) -> bool:
-        """Whether any level of this call reads s_level[t]; t = -1 is the state before the call."""
-        below = t >= 0 and level + 1 < self.num_levels
-        above = level >= 1 and t + 1 < self.num_steps
+    def has_consumer(self, span: int, level: int) -> bool:
+        """Whether a level reads the spikes of a span; number -1 is the state before the call."""
+        below = span >= 0 and level + 1 < self.num_levels
+        above = self.feedback and level >= 1 and span + 1 < len(self.spans)
         return below or above
 
 
 class Observer:
     """Sees what :func:`roll_out` computes; the default looks at nothing."""
 
-    def before_level(self, t: int, level: int) -> None:
-        """F_level of step t is about to run."""
+    def ran(self, span: int, level: int, f: torch.Tensor, u: Sequence[torch.Tensor]) -> None:
+        """F_level gave f over a span, and the potentials after its steps are u."""
 
-    def after_level(self, t: int, level: int, f: torch.Tensor, u: torch.Tensor) -> None:
-        """F_level of step t gave f, and the potential is now u."""
-
-    def fired(self, t: int, level: int, u: torch.Tensor, spikes: torch.Tensor) -> None:
-        """The spikes s_level[t] of the potential u; asked for only where a level reads them."""
+    def fired(self, span: int, level: int, u: torch.Tensor, spikes: torch.Tensor) -> None:
+        """The spikes of the potentials u of a span; asked for only where a level reads them."""
 
 
 def roll_out(
@@ -90,36 +101,59 @@ def roll_out(
     u: list[torch.Tensor | None] = list(states)
     spikes: list[torch.Tensor | None] = [None] * call.num_levels
     for level in range(1, call.num_levels):
-        if u[level] is not None:
+        if u[level] is not None and call.has_consumer(-1, level):
             spikes[level] = call.fire(u[level])
-            observer.fired(-1, level, u[level], spikes[level])
     u_top = []
-    for t in range(call.num_steps):
+    for number, span in enumerate(call.spans):
         for level in range(call.num_levels):
-            below = call.input_of(inputs, t) if level == 0 else spikes[level - 1]
-            above = spikes[level + 1] if level < top else None
-            observer.before_level(t, level)
-            f = run_level(call, t, level, below, above)
-            u[level] = integrate(f, u[level], decays[call.decay_index[t][level]], t, level)
-            observer.after_level(t, level, f, u[level])
+            below = call.input_of(inputs, span) if level == 0 else spikes[level - 1]
+            above = spikes[level + 1] if call.feedback and level < top else None
+            f = run_level(call, span, level, below, above)
+            potentials = []
+            for t, f_t in zip(span, split(f, span, level), strict=True):
+                decay = decays[call.decay_index[t][level]]
+                u[level] = integrate(f_t, u[level], decay, t, level)
+                potentials.append(u[level])
+            observer.ran(number, level, f, potentials)
+            if level == top:
+                u_top += potentials
             spikes[level] = None
-            if call.has_consumer(t, level):
-                spikes[level] = call.fire(u[level])
-                observer.fired(t, level, u[level], spikes[level])
-            del below, above, f
-        u_top.append(u[top])
+            if call.has_consumer(number, level):
+                together = joined(potentials)
+                spikes[level] = call.fire(together)
+                observer.fired(number, level, together, spikes[level])
+                del together
+            del below, above, f, f_t, potentials
     return torch.stack(u_top), u
 
 
+def split(batch: torch.Tensor, span: range, level: int = 0) -> Sequence[torch.Tensor]:
+    """The steps of a batch over a span."""
+    if len(span) == 1:
+        return [batch]
+    if batch.dim() == 0 or len(batch) % len(span):
+        raise ValueError(
+            f"levels: level {level} must return one entry per entry of its batch of {len(span)} "
+            f"steps, got shape {list(batch.shape)}"
+        )
+    return batch.unflatten(0, (len(span), -1)).unbind(0)
+
+
+def joined(steps: Sequence[torch.Tensor]) -> torch.Tensor:
+    """One batch of the steps of a span."""
+    return steps[0] if len(steps) == 1 else torch.cat(tuple(steps))
+
+
 def run_level(
-    call: Call, t: int, level: int, below: torch.Tensor, above: torch.Tensor | None
+    call: Call, span: range, level: int, below: torch.Tensor, above: torch.Tensor | None
 ) -> torch.Tensor:
-    """F_level(below, above) of step t, with its contract checked.
+    """F_level(below, above) over a span, with its contract checked.
 
     Raises:
         TypeError: the level does not return a floating point tensor.
         RuntimeError: the level changed one of its inputs in place.
     """
+    t = span[0]
     module = call.modules[t][level]
     versions = _versions(below, above)
     f = module(below, above)
@@ -131,9 +165,9 @@ def run_level(
         )
     if _versions(below, above) != versions:
         raise RuntimeError(
-            f"levels: level {level} ({type(module).__name__}) changed one of its inputs in place at "
-            f"step {t}; other levels read the same spikes, so a level must leave them as they are "
-            "(look for inplace=True)"
+            f"levels: level {level} ({type(module).__name__}) changed one of its inputs in place "
+            f"at step {t}; other levels read the same spikes, so a level must leave them as they "
+            "are (look for inplace=True)"
         )
     return f
 

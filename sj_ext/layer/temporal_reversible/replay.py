@@ -103,7 +103,7 @@ class Shadows:
                     if isinstance(module, host.base.MemoryModule):
                         holders.append(module)
                     names = [(name, p) for name, p in module._parameters.items() if p is not None]
-                    for name, p in names:
+                    for _, p in names:
                         index = place.get(id(p))
                         if index is None:  # a stand-in already: the module is part of two levels
                             index = next(i for i, leaf in enumerate(self.leaves) if leaf is p)

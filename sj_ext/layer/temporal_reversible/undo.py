@@ -4,8 +4,8 @@ With G_l[t] the gradient of the loss with respect to u_l[t] over all paths, step
 undone by
 
 1. G_l[t] = (gradients of the outputs) + surrogate'(u_l[t]) * (gradient of s_l[t]) + a_l G_l[t+1];
-2. running f = F_l(s_{l-1}[t], s_{l+1}[t-1]) again on the recorded spikes, and pushing G_l[t] through
-   it to the spikes and the parameters;
+2. running f = F_l(s_{l-1}[t], s_{l+1}[t-1]) again on the recorded spikes, and pushing G_l[t]
+   through it to the spikes and the parameters;
 3. the decay's gradient. Where a_l is the same at every step, sum_t G[t] u[t-1] = sum_k f[k] H[k]
    with H[k] = G[k+1] + a H[k+1], which needs no potential. Otherwise u[t-1] is rebuilt.
 
@@ -15,16 +15,15 @@ level l + 1 at t and level l - 1 at t + 1, is complete when level l is reached.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch.autograd.function import once_differentiable
 
 from ... import surrogate
-from .dynamics import Call, Observer, roll_out, run_level
-from .record import Bits, anchor_steps, fingerprint, relative_difference
+from .dynamics import Call, Observer, joined, roll_out, run_level, split
+from .record import Bits, Fingerprints, anchor_steps, relative_differences
 from .replay import AutocastState, RandomState, Shadows, equal_states, foreign_leaves
 
 __all__ = ["Options", "run_reversibly"]
@@ -73,55 +72,55 @@ def _rectangle(call: Call) -> float | None:
     return float(function.alpha) if type(function) is surrogate.Rect else None
 
 
-@dataclass
 class _Needs:
     """What autograd would find to require a gradient."""
 
-    inputs: list[bool]
-    states: list[bool]
-    decays: list[bool]
-    potential: list[list[bool]] = field(init=False)
-
     def __init__(self, call: Call, inputs, states, decays, of_modules: Sequence[Sequence[bool]]):
         self.inputs, self.states, self.decays = inputs, states, decays
-        self.potential = []
+        #: potential[span][level]
+        self.potential: list[list[bool]] = []
         before = states
-        for t in range(call.num_steps):
+        for span in call.spans:
             now: list[bool] = []
-            index = 0 if call.input_index is None else call.input_index[t]
             for level in range(call.num_levels):
-                below = now[level - 1] if level else inputs[index]
-                above = level + 1 < call.num_levels and before[level + 1]
-                own = of_modules[t][level] or decays[call.decay_index[t][level]]
-                now.append(below or above or own or before[level])
+                below = now[-1] if level else any(inputs[i] for i in call.inputs_read(span))
+                above = call.feedback and level + 1 < call.num_levels and before[level + 1]
+                decay = any(decays[call.decay_index[t][level]] for t in span)
+                now.append(below or above or decay or of_modules[span[0]][level] or before[level])
             self.potential.append(now)
             before = now
 
-    def of(self, t: int, level: int) -> bool:
-        return self.states[level] if t < 0 else self.potential[t][level]
+    def of(self, span: int, level: int) -> bool:
+        return self.states[level] if span < 0 else self.potential[span][level]
 
-    def readers(self, call: Call, t: int, level: int) -> bool:
-        """Whether a level that is undone reads s_level[t]."""
-        below = t >= 0 and level + 1 < call.num_levels and self.potential[t][level + 1]
-        above = level >= 1 and t + 1 < call.num_steps and self.potential[t + 1][level - 1]
+    def readers(self, call: Call, span: int, level: int) -> bool:
+        """Whether a level that is undone reads the spikes of a span."""
+        if not call.has_consumer(span, level):
+            return False
+        below = span >= 0 and level + 1 < call.num_levels and self.potential[span][level + 1]
+        above = level >= 1 and span + 1 < len(call.spans) and self.potential[span + 1][level - 1]
         return below or above
 
 
 class _Recorder(Observer):
-    """Keeps, of every level and step, what undoing it will ask for."""
+    """Keeps, of every level and span, what undoing it will ask for."""
 
     def __init__(self, call: Call, options: Options, needs: _Needs, decays, device: torch.device):
         self.call, self.needs, self.options = call, needs, options
         self.alpha = _rectangle(call)
         self.random = RandomState(device)
         self._random_now = self.random.get()
+        self._fingerprints = Fingerprints()
+        # places among the kept tensors:
         self.tensors: list[torch.Tensor] = []
         self.spikes: dict[tuple[int, int], int] = {}
         self.windows: dict[tuple[int, int], int] = {}
         self.fingerprints: dict[tuple[int, int], int] = {}
         self.random_states: dict[tuple[int, int], list[int]] = {}
+        #: by (step, level), not by span
         self.potentials: dict[tuple[int, int], int] = {}
-        self.layouts: list[Bits | None] = [None] * call.num_levels
+        self.layouts: dict[tuple[int, int], Bits] = {}
+        self.shapes: dict[tuple[int, int], torch.Size] = {}
         self.dtypes: list[torch.dtype | None] = [None] * call.num_levels
         self.anchors: dict[int, frozenset[int]] = {}
         self._smallest: list[float] | None = None
@@ -135,36 +134,36 @@ class _Recorder(Observer):
         self.tensors.append(tensor)
         return len(self.tensors) - 1
 
-    def before_level(self, t: int, level: int) -> None:
-        self._random_before = self._random_now
-
-    def after_level(self, t: int, level: int, f: torch.Tensor, u: torch.Tensor) -> None:
-        self._random_now = self.random.get()
-        if self.layouts[level] is None:
-            self.layouts[level] = Bits.like(u)
-            self.dtypes[level] = u.dtype
-        if not self.needs.of(t, level):
+    def ran(self, span: int, level: int, f: torch.Tensor, u: Sequence[torch.Tensor]) -> None:
+        key = (span, level)
+        random_before, self._random_now = self._random_now, self.random.get()
+        self.dtypes[level] = u[0].dtype
+        if not self.needs.of(span, level):
             return
-        if not equal_states(self._random_before, self._random_now):
-            self.random_states[t, level] = [self._keep(s) for s in self._random_before]
+        self.shapes[key] = f.shape
+        if not equal_states(random_before, self._random_now):
+            self.random_states[key] = [self._keep(state) for state in random_before]
         if self.options.replay_tolerance is not None:
-            self.fingerprints[t, level] = self._keep(fingerprint(f))
-        if t in self._anchors(level):
-            self.potentials[t, level] = self._keep(u.detach())
+            self.fingerprints[key] = self._keep(self._fingerprints.of(f))
+        for t, potential in zip(self.call.spans[span], u, strict=True):
+            if t in self._anchors(level):
+                self.potentials[t, level] = self._keep(potential.detach())
 
-    def fired(self, t: int, level: int, u: torch.Tensor, spikes: torch.Tensor) -> None:
-        if t < 0 or not self.needs.readers(self.call, t, level):
+    def fired(self, span: int, level: int, u: torch.Tensor, spikes: torch.Tensor) -> None:
+        if not self.needs.readers(self.call, span, level):
             return
-        layout = self.layouts[level]
-        self.spikes[t, level] = self._keep(layout.pack(spikes != 0))
-        if self.alpha is not None and self.needs.of(t, level):
+        key = (span, level)
+        layout = self.layouts[key] = Bits.like(u)
+        self.spikes[key] = self._keep(layout.pack(spikes != 0))
+        if self.alpha is not None and self.needs.of(span, level):
             window = (u - self.call.v_threshold).abs_() < 0.5 / self.alpha
-            self.windows[t, level] = self._keep(layout.pack(window))
+            self.windows[key] = self._keep(layout.pack(window))
 
     def let_go(self) -> None:
         """Forget the tensors, which autograd keeps from here on."""
         self.tensors, self._decays = [], []
-        self._random_now = self._random_before = []
+        self._random_now = []
+        self._fingerprints = Fingerprints()
 
     def _anchors(self, level: int) -> frozenset[int]:
         """Steps of a level whose potential is kept."""
@@ -184,7 +183,9 @@ class _Recorder(Observer):
     def _last_potential(self, level: int) -> int:
         """The last step whose potential undoing this level needs, -1 for none at all."""
         steps = self.call.num_steps
-        if self.alpha is None and self.call.has_consumer(0, level):
+        if self.alpha is None and any(
+            self.call.has_consumer(span, level) for span in range(len(self.call.spans))
+        ):
             return steps - 1
         used = {column[level] for column in self.call.decay_index}
         if not self.shared_decay[level] and any(self.needs.decays[i] for i in used):
@@ -266,7 +267,8 @@ class _Undoing:
         self.grad_inputs: list[torch.Tensor | None] = [None] * len(self.inputs)
         self.grad_decays = _Sums(len(self.decays))
         self.grad_parameters = _Sums(len(self.parameters))
-        self.differences: dict[tuple[int, int], torch.Tensor] = {}
+        self.fingerprints: dict[tuple[int, int], torch.Tensor] = {}
+        self._fingerprints = Fingerprints()
         self.checked: set[torch.nn.Module] = set()
 
     def run(self, grad_top, grad_final) -> list[torch.Tensor | None]:
@@ -277,14 +279,13 @@ class _Undoing:
         replays_random = bool(self.recorder.random_states)
         random_now = self.recorder.random.get() if replays_random else None
         shadows = Shadows(everything, self.parameters)
+        self.grad_top, self.grad_final = grad_top, grad_final
         try:
             with shadows.in_place() as self.shadows, self.autocast.again():
-                for t in reversed(range(call.num_steps)):
+                for span in reversed(range(len(call.spans))):
                     for level in reversed(range(call.num_levels)):
-                        arriving = [grad_final[level]] if t == call.num_steps - 1 else []
-                        if level == call.num_levels - 1 and grad_top is not None:
-                            arriving.append(grad_top[t])
-                        self._undo(t, level, arriving)
+                        if self.needs.of(span, level):
+                            self._undo(span, level)
                 grad_states = [self._before_the_call(level) for level in range(call.num_levels)]
         finally:
             if random_now is not None:
@@ -299,60 +300,91 @@ class _Undoing:
             *self.grad_parameters.like(self.parameters),
         ]
 
-    def _undo(self, t: int, level: int, arriving: Sequence[torch.Tensor | None]) -> None:
-        if not self.needs.of(t, level):
+    def _undo(self, number: int, level: int) -> None:
+        span = self.call.spans[number]
+        arriving = self._arriving(span, level)
+        silent = self.grad_u[level] is None and self.grad_spikes[level] is None
+        if (
+            silent
+            and not any(arriving)
+            and self.u[level] is None
+            and not any((t, level) in self.recorder.potentials for t in span)
+        ):
             return
-        key = (t, level)
-        if key in self.recorder.potentials:
-            self.u[level] = self.kept[self.recorder.potentials[key]]
-        grad = self._grad_u(t, level, arriving)
-        rebuilds = (
-            self.u[level] is not None and t > 0 and ((t - 1, level) not in self.recorder.potentials)
-        )
-        if grad is None:
-            if rebuilds:
-                self._rebuild(t, level, self._replay(t, level, None, None))
-            self.grad_u[level] = None
+        below, above = self._sources(number, level)
+        f = self._replay(number, level, below, above)
+        currents = split(f.detach(), span, level)
+        after, before = self._potentials(span, level, currents)
+        grads = self._grads_u(number, level, arriving, after)
+        if grads is None:
             return
-        below, above = self._sources(t, level)
-        f = self._replay(t, level, below, above)
-        self._push(t, level, f, below, above, grad)
-        f = f.detach()
-        del below, above
-        if rebuilds:
-            self._rebuild(t, level, f)
-        elif t == 0:
-            self.u[level] = self.states[level]
-        else:
-            kept = self.recorder.potentials.get((t - 1, level))
-            self.u[level] = None if kept is None else self.kept[kept]
-        self._grad_decay(t, level, f, grad)
-        self.grad_u[level] = grad
+        self._push(number, level, f, below, above, joined(grads))
+        del f, below, above
+        for t, current, u, grad in reversed(list(zip(span, currents, before, grads, strict=True))):
+            self._grad_decay(t, level, current, u, grad)
+        self.grad_u[level] = grads[0]
 
-    def _grad_u(self, t: int, level: int, arriving) -> torch.Tensor | None:
-        """G_level[t], or None where no gradient arrives."""
-        grad = None
-        for g in arriving:
-            if g is not None:
-                grad = g if grad is None else grad + g
+    def _arriving(self, span: range, level: int) -> list[list[torch.Tensor]]:
+        """The gradients of the outputs that belong to each step's potential."""
+        arriving: list[list[torch.Tensor]] = [[] for _ in span]
+        if span[-1] == self.call.num_steps - 1 and self.grad_final[level] is not None:
+            arriving[-1].append(self.grad_final[level])
+        if level == self.call.num_levels - 1 and self.grad_top is not None:
+            for t, gradients in zip(span, arriving, strict=True):
+                gradients.append(self.grad_top[t])
+        return arriving
+
+    def _potentials(self, span: range, level: int, currents):
+        """u[t] and u[t-1] for the steps t of a span, None where they are not known."""
+        kept = self.recorder.potentials
+        after: list[torch.Tensor | None] = []
+        before: list[torch.Tensor | None] = []
+        for t, f in reversed(list(zip(span, currents, strict=True))):
+            if (t, level) in kept:
+                self.u[level] = self.kept[kept[t, level]]
+            u = self.u[level]
+            after.insert(0, u)
+            if t == 0:
+                u = self.states[level]
+            elif (t - 1, level) in kept:
+                u = self.kept[kept[t - 1, level]]
+            elif u is not None:
+                u = (u - f).div_(self.decays[self.call.decay_index[t][level]])
+            before.insert(0, u)
+            self.u[level] = u
+        return after, before
+
+    def _grads_u(self, number: int, level: int, arriving, after) -> list[torch.Tensor] | None:
+        """G[t] for the steps t of a span, None where no gradient arrives at any."""
+        span = self.call.spans[number]
+        through: Sequence[torch.Tensor | None] = [None] * len(span)
         spikes, self.grad_spikes[level] = self.grad_spikes[level], None
         if spikes is not None:
-            through = self._through_surrogate(t, level, spikes)
-            grad = through if grad is None else through + grad
-        after = self.grad_u[level]
-        if after is not None:
-            a = self.decays[self.call.decay_index[t + 1][level]]
-            grad = a * after if grad is None else torch.addcmul(grad, a, after)
-        return grad
+            u = None if after[0] is None else joined(after)
+            through = split(self._through_surrogate(number, level, spikes, u), span)
+        grads: list[torch.Tensor | None] = [None] * len(span)
+        later = self.grad_u[level]
+        for i in reversed(range(len(span))):
+            grad = through[i]
+            for g in arriving[i]:
+                grad = g if grad is None else grad + g
+            if later is not None:
+                a = self.decays[self.call.decay_index[span[i] + 1][level]]
+                grad = a * later if grad is None else torch.addcmul(grad, a, later)
+            grads[i] = later = grad
+        if grads[0] is None:  # a gradient at any step reaches the first one
+            return None
+        return [torch.zeros_like(grads[0]) if g is None else g for g in grads]
 
-    def _through_surrogate(self, t: int, level: int, grad: torch.Tensor) -> torch.Tensor:
-        """The gradient with respect to u_level[t] from the one with respect to its spikes."""
-        window = self.recorder.windows.get((t, level))
-        if window is not None:
-            inside = self.recorder.layouts[level].unpack(self.kept[window])
-            grad = grad * inside
+    def _through_surrogate(
+        self, number: int, level: int, grad: torch.Tensor, u: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The gradient with respect to the potentials from the one with respect to spikes."""
+        key = (number, level)
+        if key in self.recorder.windows:
+            window = self.kept[self.recorder.windows[key]]
+            grad = grad * self.recorder.layouts[key].unpack(window)
             return grad if self.recorder.alpha == 1 else grad.mul_(self.recorder.alpha)
-        u = self.states[level] if t < 0 else self.u[level]
         indices = self._surrogate_parameters()
         with torch.enable_grad():
             u = u.detach().requires_grad_()
@@ -366,55 +398,54 @@ class _Undoing:
         function = self.call.surrogate_function
         return self.shadows.of(function) if isinstance(function, torch.nn.Module) else []
 
-    def _sources(self, t: int, level: int):
-        """The two inputs of F_level at step t, as leaves that want a gradient where it is of use."""
+    def _sources(self, number: int, level: int):
+        """The two inputs of F_level over a span, as leaves that want a gradient where needed."""
         call = self.call
         if level:
-            below = self._spikes(t, level - 1)
-            below.requires_grad_(self.needs.of(t, level - 1))
+            below = self._spikes(number, level - 1)
+            below.requires_grad_(self.needs.of(number, level - 1))
         else:
-            index = 0 if call.input_index is None else call.input_index[t]
-            below = call.input_of(self.inputs, t).detach().requires_grad_(self.needs.inputs[index])
+            span = call.spans[number]
+            below = call.input_of(self.inputs, span).detach()
+            below.requires_grad_(any(self.needs.inputs[i] for i in call.inputs_read(span)))
         above = None
-        if level + 1 < call.num_levels and (t > 0 or self.states[level + 1] is not None):
-            above = self._spikes(t - 1, level + 1)
-            above.requires_grad_(self.needs.of(t - 1, level + 1))
+        if call.feedback and level + 1 < call.num_levels:
+            above = self._spikes(number - 1, level + 1)
+            if above is not None:
+                above.requires_grad_(self.needs.of(number - 1, level + 1))
         return below, above
 
-    def _spikes(self, t: int, level: int) -> torch.Tensor:
-        if t < 0:
-            return self.call.fire(self.states[level]).detach()
-        bits = self.kept[self.recorder.spikes[t, level]]
-        return self.recorder.layouts[level].unpack(bits).to(self.recorder.dtypes[level])
+    def _spikes(self, number: int, level: int) -> torch.Tensor | None:
+        if number < 0:
+            state = self.states[level]
+            return None if state is None else self.call.fire(state).detach()
+        key = (number, level)
+        spikes = self.recorder.layouts[key].unpack(self.kept[self.recorder.spikes[key]])
+        return spikes.to(self.recorder.dtypes[level])
 
-    def _replay(self, t: int, level: int, below, above) -> torch.Tensor:
-        """f of step t again, with its graph if its inputs are given as leaves."""
-        with_graph = below is not None
-        if not with_graph:
-            below, above = self._sources(t, level)
-        state = self.recorder.random_states.get((t, level))
-        if state is not None:
-            self.recorder.random.set([self.kept[i] for i in state])
-        module = self.call.modules[t][level]
-        grad_mode = torch.enable_grad() if with_graph else contextlib.nullcontext()
-        with grad_mode, self.shadows.memories_kept(module):
-            f = run_level(self.call, t, level, below, above)
-        index = self.recorder.fingerprints.get((t, level))
-        if index is not None:
-            before = self.kept[index]
-            if f.shape != self.recorder.layouts[level].shape:
-                self._other_output(t, level, f"shape {list(f.shape)}")
-            self.differences[t, level] = relative_difference(fingerprint(f), before)
+    def _replay(self, number: int, level: int, below, above) -> torch.Tensor:
+        """F_level over a span again, with its graph."""
+        key, span = (number, level), self.call.spans[number]
+        if key in self.recorder.random_states:
+            self.recorder.random.set([self.kept[i] for i in self.recorder.random_states[key]])
+        module = self.call.modules[span[0]][level]
+        with torch.enable_grad(), self.shadows.memories_kept(module):
+            f = run_level(self.call, span, level, below, above)
+        if f.shape != self.recorder.shapes[key]:
+            self._other_output(number, level, f"shape {list(f.shape)}")
+        if key in self.recorder.fingerprints:
+            self.fingerprints[key] = self._fingerprints.of(f)
         return f
 
-    def _push(self, t: int, level: int, f, below, above, grad) -> None:
+    def _push(self, number: int, level: int, f, below, above, grad) -> None:
         """Push G through f to the spikes it came from and to the parameters."""
-        module = self.call.modules[t][level]
+        if not f.requires_grad:
+            return
+        span = self.call.spans[number]
+        module = self.call.modules[span[0]][level]
         indices = self.shadows.of(module)
         sources = [x for x in (below, above) if x is not None and x.requires_grad]
         leaves = sources + [self.shadows.leaves[i] for i in indices]
-        if not f.requires_grad:
-            return
         if module not in self.checked:
             self.checked.add(module)
             if foreign_leaves(f, leaves):
@@ -430,7 +461,7 @@ class _Undoing:
             if level:
                 self._add_grad_spikes(level - 1, g)
             else:
-                self._add_grad_input(t, g)
+                self._add_grad_input(span, g)
         if above is not None and above.requires_grad:
             self._add_grad_spikes(level + 1, grads.pop(0))
         for index, g in zip(indices, grads, strict=True):
@@ -441,25 +472,21 @@ class _Undoing:
             sofar = self.grad_spikes[level]
             self.grad_spikes[level] = grad if sofar is None else sofar + grad
 
-    def _add_grad_input(self, t: int, grad: torch.Tensor | None) -> None:
+    def _add_grad_input(self, span: range, grad: torch.Tensor | None) -> None:
         if grad is None:
             return
-        if self.call.input_index is None:
-            if self.grad_inputs[0] is None:
-                x = self.inputs[0]
-                self.grad_inputs[0] = torch.zeros(x.shape, dtype=x.dtype, device=x.device)
-            self.grad_inputs[0][t] = grad
-        else:
-            index = self.call.input_index[t]
-            sofar = self.grad_inputs[index]
-            self.grad_inputs[index] = grad if sofar is None else sofar + grad
+        for t, g in zip(span, split(grad, span), strict=True):
+            if self.call.input_index is None:
+                if self.grad_inputs[0] is None:
+                    x = self.inputs[0]
+                    self.grad_inputs[0] = torch.zeros(x.shape, dtype=x.dtype, device=x.device)
+                self.grad_inputs[0][t] = g
+            elif self.needs.inputs[self.call.input_index[t]]:
+                index = self.call.input_index[t]
+                sofar = self.grad_inputs[index]
+                self.grad_inputs[index] = g if sofar is None else sofar + g
 
-    def _rebuild(self, t: int, level: int, f: torch.Tensor) -> None:
-        """u[t-1] from u[t]."""
-        a = self.decays[self.call.decay_index[t][level]]
-        self.u[level] = (self.u[level] - f).div_(a)
-
-    def _grad_decay(self, t: int, level: int, f: torch.Tensor, grad: torch.Tensor) -> None:
+    def _grad_decay(self, t: int, level: int, f, before, grad: torch.Tensor) -> None:
         index = self.call.decay_index[t][level]
         if not self.needs.decays[index]:
             return
@@ -469,50 +496,53 @@ class _Undoing:
             if h is not None:
                 self.grad_decays.add(index, (f * h).sum_to_size(a.shape))
             self.h[level] = grad if h is None else torch.addcmul(grad, a, h)
-        elif self.u[level] is not None:  # None: the first step of all, before which u is 0
-            self.grad_decays.add(index, (grad * self.u[level]).sum_to_size(a.shape))
+        elif before is not None:  # None: the first step of all, before which u is 0
+            self.grad_decays.add(index, (grad * before).sum_to_size(a.shape))
 
     def _before_the_call(self, level: int) -> torch.Tensor | None:
         """The gradient of the state that the call started from, and that state's share in a's."""
         state = self.states[level]
         if state is None:
             return None
-        h = self.h[level]
-        if h is not None:
-            index = self.call.decay_index[0][level]
-            self.grad_decays.add(index, (h * state).sum_to_size(self.decays[index].shape))
+        a_index = self.call.decay_index[0][level]
+        if self.h[level] is not None:
+            h = self.h[level]
+            self.grad_decays.add(a_index, (h * state).sum_to_size(self.decays[a_index].shape))
         if not self.needs.states[level]:
             return None
-        after = self.grad_u[level]
         grad = None
-        if after is not None:
-            grad = self.decays[self.call.decay_index[0][level]] * after
+        if self.grad_u[level] is not None:
+            grad = self.decays[a_index] * self.grad_u[level]
         spikes = self.grad_spikes[level]
         if spikes is not None:
-            through = self._through_surrogate(-1, level, spikes)
+            through = self._through_surrogate(-1, level, spikes, state)
             grad = through if grad is None else grad + through
         return grad
 
     def _check_replay(self) -> None:
         """One look at all differences at the end: on a GPU every look waits for the device."""
-        if not self.differences:
+        if not self.fingerprints:
             return
-        differences = torch.stack(list(self.differences.values()))
+        keys = list(self.fingerprints)
+        differences = relative_differences(
+            [self.fingerprints[key] for key in keys],
+            [self.kept[self.recorder.fingerprints[key]] for key in keys],
+        )
         bad = ~(differences <= self.options.replay_tolerance)  # also where it is not a number
         if bad.any():
-            places = list(self.differences)
-            t, level = places[int(bad.nonzero()[0])]
-            worst = float(differences[bad][0])
-            self._other_output(t, level, f"a relative difference of {worst:.2g}")
+            worst = int(bad.nonzero()[0])
+            self._other_output(*keys[worst], f"a relative difference of {differences[worst]:.2g}")
 
-    def _other_output(self, t: int, level: int, how: str) -> None:
+    def _other_output(self, number: int, level: int, how: str) -> None:
+        t = self.call.spans[number][0]
         name = type(self.call.modules[t][level]).__name__
         raise RuntimeError(
             f"levels: level {level} ({name}) gave another output when step {t} was run again for "
-            f"the backward pass ({how}). A level must compute the same from the same inputs: it may "
-            "not keep a state over time, nor read random numbers from outside PyTorch's generators, "
-            "nor depend on buffers that its forward pass changes. Use memory='autograd' for such "
-            "levels, or raise replay_tolerance if its kernels are known to vary"
+            f"the backward pass ({how}). A level must compute the same from the same inputs: it "
+            "may not keep a state over time, nor read random numbers from outside PyTorch's "
+            "generators, nor depend on buffers that its forward pass changes. Use "
+            "memory='autograd' for such levels, or raise replay_tolerance if its kernels are known "
+            "to vary"
         )
 
 
