@@ -1,6 +1,16 @@
 """Models: T-RevSNN."""
 
 from . import trevsnn
+from .reparameterization import MapInput, map_inputs, reparameterize
 from .trevsnn import TRevSNN, trevsnn_dvs, trevsnn_small, trevsnn_tiny
 
-__all__ = ["TRevSNN", "trevsnn", "trevsnn_dvs", "trevsnn_small", "trevsnn_tiny"]
+__all__ = [
+    "MapInput",
+    "TRevSNN",
+    "map_inputs",
+    "reparameterize",
+    "trevsnn",
+    "trevsnn_dvs",
+    "trevsnn_small",
+    "trevsnn_tiny",
+]

@@ -18,7 +18,15 @@ from ..neuron.turn_off import TurnOffNode, rectangular_window
 from ..surrogate import Rect
 from .block_op import Firing, spiking_block
 
-__all__ = ["BlockTail", "EventStem", "ImageStem", "Level", "PooledHead", "SpikeHead", "SpikingBlock"]
+__all__ = [
+    "BlockTail",
+    "EventStem",
+    "ImageStem",
+    "Level",
+    "PooledHead",
+    "SpikeHead",
+    "SpikingBlock",
+]
 
 
 class StepConv(ScaledWSConv2d):
@@ -31,10 +39,16 @@ class StepConv(ScaledWSConv2d):
 class BlockTail(nn.Module):
     """The second half of a block, pointwise 4C to C and depthwise: what columns may share."""
 
-    def __init__(self, channels: int, kernel_size: int, norm: str):
+    def __init__(self, pwconv: nn.Conv2d, dwconv: nn.Conv2d):
         super().__init__()
-        self.pwconv = StepConv(4 * channels, channels, 1)
-        self.dwconv = depthwise_conv(channels, kernel_size, norm)
+        self.pwconv = pwconv
+        self.dwconv = dwconv
+
+    @classmethod
+    def new(cls, channels: int, kernel_size: int, norm: str) -> BlockTail:
+        """A tail for a block of so many channels."""
+        pwconv = StepConv(4 * channels, channels, 1)
+        return cls(pwconv, depthwise_conv(channels, kernel_size, norm))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.dwconv(self.pwconv(x))
@@ -79,7 +93,7 @@ class SpikingBlock(nn.Module):
         self.dwconv = depthwise_conv(channels, kernel_size, norm)
         self.pwconv = StepConv(channels, 4 * channels, 1)
         self.neuron2 = TurnOffNode(0.5, Rect())
-        self.tail = BlockTail(channels, kernel_size, norm) if tail is None else tail
+        self.tail = BlockTail.new(channels, kernel_size, norm) if tail is None else tail
         scale = None if gamma_init is None else torch.full((1, channels, 1, 1), float(gamma_init))
         self.register_parameter("gamma", None if scale is None else nn.Parameter(scale))
 
@@ -106,9 +120,9 @@ class SpikingBlock(nn.Module):
     def _standard(self) -> bool:
         """Whether the convolutions are those that this class made: a user may exchange parts."""
         return (
-            all(type(conv) is StepConv for conv in (self.pwconv, self.tail.pwconv))
+            type(self.tail) is BlockTail
+            and all(type(conv) is StepConv for conv in (self.pwconv, self.tail.pwconv))
             and all(type(conv) in (nn.Conv2d, StepConv) for conv in (self.dwconv, self.tail.dwconv))
-            and type(self.tail) is BlockTail
         )
 
     def _as_one_function(self, x, firing):
@@ -117,7 +131,8 @@ class SpikingBlock(nn.Module):
             weight, bias = depthwise[1]
             depthwise[1] = weight * self.gamma.view(-1, 1, 1, 1), bias * self.gamma.view(-1)
         pointwise = [
-            (conv.weight, conv.gain, conv.bias, conv.eps) for conv in (self.pwconv, self.tail.pwconv)
+            (conv.weight, conv.gain, conv.bias, conv.eps)
+            for conv in (self.pwconv, self.tail.pwconv)
         ]
         return spiking_block(x, tuple(depthwise), tuple(pointwise), firing)
 
@@ -152,7 +167,13 @@ class Level(nn.Module):
 
 
 def resample(
-    in_channels: int, out_channels: int, norm: str, *, kernel_size: int = 1, stride: int = 1, up=False
+    in_channels: int,
+    out_channels: int,
+    norm: str,
+    *,
+    kernel_size: int = 1,
+    stride: int = 1,
+    up=False,
 ) -> nn.Sequential:
     """Convolution of spikes between two levels, normalised; with ``up``, nearest x 2 behind it."""
     geometry = {"kernel_size": kernel_size, "stride": stride, "padding": kernel_size // 2}
@@ -209,13 +230,17 @@ class SpikeHead(nn.Module):
     def __init__(self, channels: int, num_classes: int):
         super().__init__()
         self.neuron = TurnOffNode(0.5, Rect())
+        self.pool = nn.AdaptiveAvgPool2d(1)
         self.classifier1 = StepConv(channels, num_classes, 1)
         self.classifier2 = StepConv(num_classes, num_classes, 1)
+        #: pooling and the classifiers commute; behind it, the first classifier reads spikes
+        self.pool_first = True
 
     def forward(self, u: torch.Tensor) -> torch.Tensor:
         """Logits ``[N, classes]`` from potentials ``[N, C, H, W]``."""
-        pooled = self.neuron(u).mean((-2, -1), keepdim=True)
-        return self.classifier2(self.classifier1(pooled)).flatten(1)
+        pair = self.pool, self.classifier1
+        first, second = pair if self.pool_first else reversed(pair)
+        return self.classifier2(second(first(self.neuron(u)))).flatten(1)
 
 
 def depthwise_conv(channels: int, kernel_size: int, norm: str) -> nn.Conv2d:

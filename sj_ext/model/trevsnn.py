@@ -1,9 +1,9 @@
 r"""T-RevSNN: a spiking network that runs once over T narrow columns, one column per time step.
 
 The image is encoded once. Step t runs column t, four levels of decreasing resolution whose last
-neurons, the key neurons, are the only ones with a memory; they carry it to the next column. Training
-undoes the steps instead of keeping them (:class:`sj_ext.layer.TemporalReversible`), and inference
-costs what one pass of the T columns together costs.
+neurons, the key neurons, are the only ones with a memory; they carry it to the next column.
+Training undoes the steps instead of keeping them (:class:`sj_ext.layer.TemporalReversible`), and
+inference costs what one pass of the T columns together costs.
 
 Source: Hu et al., "High-Performance Temporal Reversible Spiking Neural Networks with O(L) Training
 Memory and O(1) Inference Cost", ICML 2024 (arXiv 2405.16466).
@@ -250,7 +250,7 @@ def trevsnn_dvs(
 
 def _columns(channels, num_steps, kernel_size, norm) -> list[list[Level]]:
     # The second half of each level's second block is one for all columns.
-    tails = [BlockTail(c, kernel_size, norm) for c in channels]
+    tails = [BlockTail.new(c, kernel_size, norm) for c in channels]
     gammas = (0.0, 0.0) if norm == "ws" else (1.0, None)
 
     def level(step: int, index: int) -> Level:
@@ -273,8 +273,8 @@ def _stem_channels(stem_channels: int | None, first: int, num_steps: int, encode
     width = groups * first if stem_channels is None else stem_channels
     if width % groups:
         raise ValueError(
-            f"stem_channels must be a multiple of num_steps with encode='group', so that every step "
-            f"gets a group of its own: got stem_channels={width}, num_steps={num_steps}"
+            f"stem_channels must be a multiple of num_steps with encode='group', so that every step"
+            f" gets a group of its own: got stem_channels={width}, num_steps={num_steps}"
         )
     if width // groups != first:
         raise ValueError(

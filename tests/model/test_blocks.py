@@ -86,7 +86,7 @@ def test_exchanged_parts_are_used():
 
 
 def test_a_shared_tail_collects_both_gradients():
-    tail = BlockTail(4, 3, "ws")
+    tail = BlockTail.new(4, 3, "ws")
     blocks = nn.Sequential(*(SpikingBlock(4, 3, "ws", tail=tail) for _ in range(2)))
     twin = copy.deepcopy(blocks)
     twin[0].neuron1.register_forward_hook(lambda *_: None)
@@ -147,6 +147,4 @@ def test_compiled_equals_eager():
     compiled_block = torch.compile(block, backend="aot_eager")
     y = compiled_block(x)
     torch.testing.assert_close(y, eager[0])
-    torch.testing.assert_close(
-        torch.autograd.grad(y, [x, *block.parameters()], grad), eager[1]
-    )
+    torch.testing.assert_close(torch.autograd.grad(y, [x, *block.parameters()], grad), eager[1])
