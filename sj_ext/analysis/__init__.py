@@ -1,6 +1,7 @@
 """Measurements: firing patterns, accuracy per step, gradients and memory."""
 
 from .accuracy import per_step_accuracy, plot_per_step_accuracy
+from .energy import LayerOperations, SynapticOperations, synaptic_operations
 from .memory import ActivationMemory, activation_memory, plot_activation_memory
 from .patterns import (
     firing_patterns,
@@ -11,6 +12,8 @@ from .patterns import (
 
 __all__ = [
     "ActivationMemory",
+    "LayerOperations",
+    "SynapticOperations",
     "activation_memory",
     "firing_patterns",
     "pattern_mapping",
@@ -19,4 +22,5 @@ __all__ = [
     "plot_firing_patterns",
     "plot_pattern_mapping",
     "plot_per_step_accuracy",
+    "synaptic_operations",
 ]

@@ -1,0 +1,80 @@
+"""Synaptic operations: a count by hand, SpikingJelly's own counter, and T-RevSNN."""
+
+import pytest
+import torch
+from torch import nn
+
+from sj_ext import host
+from sj_ext.analysis import synaptic_operations
+from sj_ext.model import TRevSNN, reparameterize
+
+
+def spikes(*shape):
+    return (torch.rand(*shape) < 0.3).float()
+
+
+@pytest.mark.parametrize(
+    "layer, shape",
+    [
+        (nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2), (2, 4, 7, 5)),
+        (nn.Conv2d(3, 2, (2, 3), dilation=2, padding="same"), (1, 3, 6, 6)),
+        (nn.Conv2d(2, 4, 3, padding=1, padding_mode="circular"), (1, 2, 5, 5)),
+        (nn.Conv1d(4, 8, 3, padding=2), (2, 4, 9)),
+        (nn.Linear(7, 5), (3, 2, 7)),
+    ],
+)
+def test_additions_are_what_weights_of_one_add_up_to(layer, shape):
+    x = spikes(*shape)
+    counting = type(layer)(**_arguments(layer)).requires_grad_(False)
+    counting.weight.fill_(1)
+    counted = synaptic_operations(layer.eval(), x)
+    assert counted.acs == round(float(counting(x).double().sum()))
+    assert counted.macs == 0
+    assert counted.layers[0].rate == pytest.approx(float(x.mean()))
+
+
+def _arguments(layer):
+    if isinstance(layer, nn.Linear):
+        return {
+            "in_features": layer.in_features,
+            "out_features": layer.out_features,
+            "bias": False,
+        }
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation")
+    names += ("groups", "padding_mode")
+    return {**{name: getattr(layer, name) for name in names}, "bias": False}
+
+
+def test_real_values_are_multiplied():
+    layer = nn.Conv2d(3, 8, 3, padding=1).eval()
+    counted = synaptic_operations(layer, torch.randn(2, 3, 6, 6))
+    assert counted.acs == 0
+    assert counted.macs == counted.dense == 2 * 6 * 6 * 8 * 27
+    assert counted.energy() == pytest.approx(4.6 * counted.macs)
+
+
+def test_steps_of_a_multi_step_layer_add_up():
+    layer = host.layer.Conv2d(3, 4, 3, padding=1, bias=False).eval()
+    x_seq = spikes(5, 2, 3, 6, 6)
+    steps = sum(synaptic_operations(layer, x).acs for x in x_seq)
+    host.functional.set_step_mode(layer, "m")
+    assert synaptic_operations(layer, x_seq).acs == steps
+
+
+def test_composed_trevsnn_only_adds_after_the_stem():
+    net = TRevSNN((4, 6, 8, 10), 5, 3, norm="bn")
+    x = torch.randn(2, 3, 32, 32)
+    composed = synaptic_operations(reparameterize(net, compose=True), x)
+    after_stem = [layer for layer in composed.layers if not layer.name.startswith("stem")]
+    assert sum(layer.macs for layer in after_stem) == 0
+    assert sum(layer.acs for layer in after_stem) > 0
+    stem = [layer for layer in composed.layers if layer.name.startswith("stem")]
+    assert composed.macs == sum(layer.dense for layer in stem)
+    assert composed.energy(1.0, 0.0) == composed.acs
+
+
+def test_training_mode_and_empty_networks_are_refused():
+    with pytest.raises(RuntimeError, match="evaluation mode"):
+        synaptic_operations(nn.Linear(2, 2), torch.ones(1, 2))
+    with pytest.raises(RuntimeError, match="no convolution"):
+        synaptic_operations(nn.Identity().eval(), torch.ones(1, 2))
