@@ -68,6 +68,12 @@ class TemporalReversible(host.base.MemoryModule):
         v_threshold: the threshold :math:`v_{th}`. A potential at the threshold fires.
         surrogate_function: a surrogate of the host or of ``sj_ext``, in spiking mode.
         memory: ``'reversible'`` or ``'autograd'``.
+        feedback: whether a level gets the spikes that the next higher level fired one step earlier.
+            If not, every ``above`` is None.
+        chunk: steps that a level runs, and is undone over, as one batch of ``chunk * N``: faster
+            where a step is too small for the device, with the graph of that many steps at a time.
+            Only levels without feedback can run ahead of each other, and only where no level looks
+            at statistics of its batch; with feedback every step waits for the one before.
         min_decay: the least magnitude of a decay. A learned decay that falls below acts with this
             magnitude, its sign kept, and still gets its gradient.
         tolerance: error that a rebuilt potential may have, relative to the largest potential; it
@@ -88,7 +94,8 @@ class TemporalReversible(host.base.MemoryModule):
             tensor.
         ValueError: ``levels`` and ``decays`` do not fit together; a decay is not finite, is below
             ``min_decay`` or does not broadcast to its state; the shape that a level returns is not
-            that of its state; there are more steps than columns.
+            that of its state; there are more steps than columns; ``chunk`` is above 1 with
+            feedback, columns or batch statistics.
         RuntimeError: a level changes its inputs in place, is not deterministic or depends on a
             tensor that is no parameter of it; backward runs a second time without
             ``retain_graph=True``.
@@ -106,6 +113,8 @@ class TemporalReversible(host.base.MemoryModule):
         v_threshold: float = 0.5,
         surrogate_function: Callable[[torch.Tensor], torch.Tensor] = Rect(),  # noqa: B008
         memory: str = "reversible",
+        feedback: bool = True,
+        chunk: int = 1,
         min_decay: float = 1e-3,
         tolerance: float = 1e-4,
         replay_tolerance: float | None = 0.05,
@@ -131,10 +140,40 @@ class TemporalReversible(host.base.MemoryModule):
         containers = [nn.ModuleList(row) for row in rows] if self.columns else rows[0]
         self.levels = _Levels(containers)
         self._init_decays(decays)
+        self.feedback = bool(feedback)
+        self.chunk = self._checked_chunk(chunk)
         for level in range(self.num_levels):
             self.register_memory(f"u_{level}", None)
         self.register_memory("steps_done", 0)
         self.step_mode = step_mode
+
+    def _checked_chunk(self, chunk: int) -> int:
+        if isinstance(chunk, bool) or not isinstance(chunk, int):
+            raise TypeError(f"chunk must be an integer, got {chunk!r}")
+        if chunk < 1:
+            raise ValueError(f"chunk must be at least 1, got {chunk}")
+        if chunk > 1 and self.columns:
+            raise ValueError(
+                f"chunk must be 1 where every step has levels of its own, got {chunk}: different "
+                "weights do not run as one batch"
+            )
+        if chunk > 1 and self.feedback and self.num_levels > 1:
+            raise ValueError(
+                f"chunk must be 1 for levels with feedback, got {chunk}: each step waits for the "
+                "spikes of the one before; use feedback=False or chunk=1"
+            )
+        return chunk
+
+    def _check_batch_statistics(self) -> None:
+        for name, module in self.levels.named_modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and (
+                module.training or module.running_mean is None
+            ):
+                raise ValueError(
+                    f"chunk must be 1 with batch statistics, got {self.chunk}: levels.{name} "
+                    f"({type(module).__name__}) would normalise over several steps at once; use "
+                    "chunk=1, evaluation mode or another normalisation"
+                )
 
     def _init_decays(self, decays) -> None:
         if isinstance(decays, torch.Tensor | nn.ParameterList):
@@ -233,37 +272,32 @@ class TemporalReversible(host.base.MemoryModule):
     def _run(self, inputs, index, num_steps: int, states) -> tuple[torch.Tensor, tuple]:
         *potentials, steps_done = states
         decays, decay_index = self._decays_of(steps_done, num_steps)
+        if self.chunk > 1:
+            self._check_batch_statistics()
         call = Call(
             modules=self._modules_of(steps_done, num_steps),
             decay_index=decay_index,
             input_index=index,
             v_threshold=self.v_threshold,
             surrogate_function=self.surrogate_function,
+            feedback=self.feedback and self.num_levels > 1,
+            chunk=self.chunk,
         )
         if getattr(self.surrogate_function, "spiking", True) is False:
             raise ValueError(
                 "surrogate_function must be in spiking mode: the levels exchange spikes, and "
                 f"{self.surrogate_function} gives its primitive function"
             )
-        run = roll_out
         if self.memory == "reversible" and torch.is_grad_enabled():
-            parameters = list(
-                {
-                    id(p): p
-                    for module in dict.fromkeys(m for column in call.modules for m in column)
-                    for p in module.parameters()
-                }.values()
-            )
-            known = {id(p) for p in parameters}
-            parameters += [p for p in call.surrogate_parameters() if id(p) not in known]
-            everything = [*inputs, *(u for u in potentials if u is not None), *decays, *parameters]
-            if any(x.requires_grad for x in everything):
+            parameters = call.parameters()
+            carried = [u for u in potentials if u is not None]
+            if any(x.requires_grad for x in (*inputs, *carried, *decays, *parameters)):
                 options = Options(self.tolerance, self.replay_tolerance)
                 u_top, potentials = run_reversibly(
                     call, options, inputs, potentials, decays, parameters
                 )
                 return u_top, (*potentials, steps_done + num_steps)
-        u_top, potentials = run(call, inputs, potentials, decays)
+        u_top, potentials = roll_out(call, inputs, potentials, decays)
         return u_top, (*potentials, steps_done + num_steps)
 
     def _modules_of(self, first: int, num_steps: int) -> list[list[nn.Module]]:

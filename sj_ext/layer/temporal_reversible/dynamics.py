@@ -67,6 +67,12 @@ class Call:
         function = self.surrogate_function
         return list(function.parameters()) if isinstance(function, nn.Module) else []
 
+    def parameters(self) -> list[nn.Parameter]:
+        """All parameters of the modules and of the surrogate, each once."""
+        modules = dict.fromkeys(module for column in self.modules for module in column)
+        own = (p for module in modules for p in module.parameters())
+        return list({id(p): p for p in (*own, *self.surrogate_parameters())}.values())
+
     def has_consumer(self, span: int, level: int) -> bool:
         """Whether a level reads the spikes of a span; number -1 is the state before the call."""
         below = span >= 0 and level + 1 < self.num_levels
@@ -187,7 +193,9 @@ def integrate(
             f"broadcast to the potential's shape {list(f.shape)}"
         )
     if u is None:
-        return f.to(dtype, copy=True)
+        # The potential before the first step is 0. A learned decay still takes part, with gradient
+        # 0: no parameter goes without a gradient, which optimisers and DDP would have to know.
+        return f.to(dtype) + 0 * decay if decay.requires_grad else f.to(dtype, copy=True)
     if u.shape != f.shape:
         raise ValueError(
             f"levels: level {level} returned shape {list(f.shape)} at step {t}, but its state has "

@@ -293,10 +293,17 @@ class _Undoing:
         self._check_replay()
         if self.states[0] is None:
             grad_states = []
+        # A decay that met no potential but 0 has the gradient 0, not none.
+        grad_decays = [
+            torch.zeros_like(a) if g is None and need else g
+            for g, a, need in zip(
+                self.grad_decays.like(self.decays), self.decays, self.needs.decays, strict=True
+            )
+        ]
         return [
             *self.grad_inputs,
             *grad_states,
-            *self.grad_decays.like(self.decays),
+            *grad_decays,
             *self.grad_parameters.like(self.parameters),
         ]
 
@@ -360,7 +367,7 @@ class _Undoing:
         through: Sequence[torch.Tensor | None] = [None] * len(span)
         spikes, self.grad_spikes[level] = self.grad_spikes[level], None
         if spikes is not None:
-            u = None if after[0] is None else joined(after)
+            u = None if any(u is None for u in after) else joined(after)
             through = split(self._through_surrogate(number, level, spikes, u), span)
         grads: list[torch.Tensor | None] = [None] * len(span)
         later = self.grad_u[level]
