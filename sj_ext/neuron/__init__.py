@@ -9,6 +9,7 @@ from .imp import (
 )
 from .multi_level import MultiLevelFiringNode
 from .turn_off import TurnOffNode
+from .turn_on import TurnOnNode
 
 __all__ = [
     "IMPIFNode",
@@ -17,5 +18,6 @@ __all__ = [
     "LearnableInitialPotential",
     "MultiLevelFiringNode",
     "TurnOffNode",
+    "TurnOnNode",
     "with_learnable_imp",
 ]

@@ -19,6 +19,7 @@ import torch
 
 from .. import host
 from ..ops.bits import keep_where_bits, pack_bits
+from ..ops.windows import rectangular_window
 from ..surrogate import Rect
 
 __all__ = ["TurnOffNode"]
@@ -92,8 +93,8 @@ class TurnOffNode(host.base.MemoryModule):
 def _step(above: torch.Tensor) -> torch.Tensor:
     """1 where ``above`` is 0 or more, else 0; ``above`` itself is gone afterwards."""
     if torch.compiler.is_compiling():
-        # torch.compile (2.11) saves wrong values for backward where a custom autograd function
-        # writes in place, and fuses this anyway
+        # torch.compile (2.11) loses the gradient of an output that comes out of another operator
+        # as well, as it does out of one that writes in place
         return (above >= 0).to(above)
     return above.ge_(0)
 
@@ -111,13 +112,6 @@ class _RectTurnOff(torch.autograd.Function):
         (packed,) = ctx.saved_tensors
         grad = keep_where_bits(packed, grad_spike)
         return grad if ctx.alpha == 1 else grad * ctx.alpha, None, None
-
-
-def rectangular_window(surrogate_function: Callable) -> float | None:
-    """``alpha`` of a surrogate whose whole backward pass is a rectangular window, else None."""
-    if type(surrogate_function) is not Rect or not surrogate_function.spiking:
-        return None
-    return float(surrogate_function.alpha)
 
 
 def checked_surrogate(surrogate_function: Callable) -> Callable:

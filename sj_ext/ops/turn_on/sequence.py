@@ -1,0 +1,286 @@
+r"""The turn-on neuron over a whole sequence as one autograd function, on any device of PyTorch.
+
+Forwards it is :mod:`.naive`, over blocks of columns that stay in the cache. Backwards, with
+:math:`G[t]` the gradient of :math:`U[t]` by all paths and :math:`H[T] = 0`,
+
+.. math::
+    G[t] &= \nabla S[t]\, w[t] + \nabla U[t] + a\, G[t+1], \qquad \nabla X[t] = G[t], \\
+    H[t] &= G[t+1] + a\, H[t+1], \qquad
+    \nabla a = \sum_t X[t] H[t] + U[0] H[0], \qquad \nabla U[0] = a\, G[1],
+
+where the window :math:`w` is one bit per element and step and the potentials are not needed; see
+the README beside this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from ..bits import keep_where_bits, pack_bits
+from ..windows import rectangular_window
+from . import naive
+
+__all__ = ["away_from_zero", "turn_on"]
+
+# Elements that are worked on at a time: on a CPU potentials that stay in the cache, elsewhere
+# scratch space that is small beside the memory of a GPU.
+_CPU_BLOCK = 2**19
+_BLOCK = 2**24
+
+
+def turn_on(
+    x_seq: torch.Tensor,
+    v_init: torch.Tensor,
+    decay: torch.Tensor,
+    *,
+    v_threshold: float,
+    surrogate_function: Callable[[torch.Tensor], torch.Tensor],
+    store_v_seq: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Spikes, last potential and, if asked for, all potentials of a turn-on neuron.
+
+    With ``Rect`` what is kept for the backward pass is one bit per element of ``x_seq``, and
+    ``x_seq`` itself where ``decay`` requires a gradient. Any other surrogate keeps what it keeps.
+
+    Args:
+        x_seq: ``[T, N, *]``, T of 1 or more, of a floating-point dtype.
+        v_init: potential before the first step, ``[N, *]``, of dtype ``state_dtype(x_seq.dtype)``.
+        decay: broadcasts to ``[N, *]``.
+        v_threshold: the threshold.
+        surrogate_function: the surrogate, called with ``u - v_threshold``.
+        store_v_seq: whether to return all potentials.
+
+    Returns:
+        Spikes ``[T, N, *]`` in the dtype of ``x_seq``; the last potential ``[N, *]`` and all
+        potentials ``[T, N, *]`` (or None) in the dtype of ``v_init``.
+    """
+    decay = decay.to(v_init.dtype)
+    inputs = x_seq, v_init, decay
+    alpha = rectangular_window(surrogate_function)
+    if alpha is None:
+        v_seq = _LeakySum.apply(*inputs, decay.requires_grad)
+        spike = surrogate_function(v_seq - v_threshold).to(x_seq.dtype)
+        v_last = v_seq[-1].clone()  # of its own, no view: hosts detach memories in place
+        return spike, v_last, v_seq if store_v_seq else None
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
+        return _RectTurnOn.apply(*inputs, v_threshold, alpha, store_v_seq, decay.requires_grad)
+    return _forward(*inputs, v_threshold, None, store_v_seq)[:3]
+
+
+def away_from_zero(decay: torch.Tensor, min_decay: float) -> torch.Tensor:
+    """``decay`` moved out to ``min_decay`` in size, keeping its sign (0 counts as positive).
+
+    Its gradient is the identity everywhere, so that a decay inside the gap can leave it on either
+    side.
+    """
+    return _AwayFromZero.apply(decay, min_decay)
+
+
+class _AwayFromZero(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, decay, min_decay):
+        edge = torch.where(decay < 0, -min_decay, min_decay).to(decay)
+        return torch.where(decay.abs() < min_decay, edge, decay)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, None
+
+
+class _RectTurnOn(torch.autograd.Function):
+    """Spikes, last potential, potentials; for the backward pass bits, and x if decay learns."""
+
+    @staticmethod
+    def forward(ctx, x, v, a, v_threshold, alpha, store_v_seq, decay_learns):
+        spike, v_last, v_seq, packed = _forward(x, v, a, v_threshold, 0.5 / alpha, store_v_seq)
+        ctx.save_for_backward(a, *((x, v) if decay_learns else (None, None)), *packed)
+        ctx.alpha = alpha
+        ctx.block = _block(x)  # what each of packed holds
+        return spike, v_last, v_seq
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_spike, grad_v_last, grad_v_seq):
+        a, x, v, *packed = ctx.saved_tensors
+        own = grad_spike, packed, ctx.alpha, grad_v_last, grad_v_seq
+        return *_backward(*own, a, x, v, ctx.block), None, None, None, None
+
+
+class _LeakySum(torch.autograd.Function):
+    """The potentials alone; for the backward pass x if decay learns, and nothing otherwise."""
+
+    @staticmethod
+    def forward(ctx, x, v, a, decay_learns):
+        ctx.save_for_backward(a, *((x, v) if decay_learns else (None, None)))
+        ctx.dtype = x.dtype
+        if torch.compiler.is_compiling():
+            return naive.turn_on(x, v, a, 0.0, lambda above: above)[1]
+        v_seq = _empty(x.shape, v)
+        _leaky_sum(x, v, a, v_seq)
+        return v_seq
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_v_seq):
+        a, x, v = ctx.saved_tensors
+        own = None, (), 1.0, torch.zeros_like(grad_v_seq[0]), grad_v_seq
+        grad_x, grad_v, grad_a = _backward(*own, a, x, v, _block(grad_v_seq))
+        return grad_x.to(ctx.dtype), grad_v, grad_a, None
+
+
+def _forward(x, v, a, v_threshold, half_width, store_v_seq):
+    """Spikes, last potential, potentials or None, and the packed windows of each block."""
+    if torch.compiler.is_compiling():
+        return _traced_forward(x, v, a, v_threshold, half_width, store_v_seq)
+    # Allocated in their final shapes: hosts detach memories in place, which a view refuses.
+    spike, v_last = _empty(x.shape, x), _empty(v.shape, v)
+    v_seq = _empty(x.shape, v) if store_v_seq else None
+    spikes, last = _columns(spike), v_last.view(-1)
+    potentials = None if v_seq is None else _columns(v_seq)
+    block = _block(x)
+    x, a, v, packed = _columns(x), _decay_columns(a, v), v.reshape(-1), []
+    for part in _blocks(x, block):
+        u_seq = _empty((x.shape[0], part.stop - part.start), v)
+        _leaky_sum(x[:, part], v[part], _part(a, part), u_seq)
+        last[part] = u_seq[-1]
+        if potentials is not None:
+            potentials[:, part] = u_seq
+        above = u_seq.sub_(v_threshold)
+        torch.ge(above, 0, out=spikes[:, part])
+        if half_width is not None:
+            # compared as floats and then copied: 3 times as fast on a CPU as straight to bool
+            packed.append(pack_bits(above.abs_().lt_(half_width).to(torch.bool)))
+    return spike, v_last, v_seq, packed
+
+
+def _leaky_sum(x, v, a, u_seq):
+    """Writes all potentials to u_seq."""
+    for x_t, u_t in zip(x.unbind(0), u_seq.unbind(0), strict=True):
+        torch.mul(v, a, out=u_t).add_(x_t)
+        v = u_t
+
+
+def _backward(grad_spike, packed, alpha, grad_v_last, grad_v_seq, a, x, v, block):
+    """Gradients of x, v and a; the last one is None without x.
+
+    Args:
+        grad_spike, packed, alpha: gradient of the spikes or None; windows of each block.
+        grad_v_last, grad_v_seq: gradients of the potentials; the second may be None.
+        a: the decay.
+        x, v: input and initial potential if the gradient of ``a`` is wanted, else None.
+        block: columns per block.
+    """
+    if torch.compiler.is_compiling():
+        return _traced_backward(grad_spike, packed, alpha, grad_v_last, grad_v_seq, a, x, v)
+    like = grad_v_seq if grad_spike is None else grad_spike
+    grad_x, grad_v = _empty(like.shape, like), _empty(grad_v_last.shape, grad_v_last)
+    grads, first, last = _columns(grad_x), grad_v.view(-1), grad_v_last.reshape(-1)
+    by_spike = None if grad_spike is None else _columns(grad_spike)
+    by_v_seq = None if grad_v_seq is None else _columns(grad_v_seq)
+    decay, grad_a = _decay_columns(a, grad_v_last), None
+    if x is not None:
+        x, v, grad_a = _columns(x), v.reshape(-1), torch.zeros_like(decay)
+    for index, part in enumerate(_blocks(grads, block)):
+        if by_spike is None:
+            g = by_v_seq[:, part].clone()
+        else:
+            g = keep_where_bits(packed[index], by_spike[:, part]).to(a.dtype)
+            if alpha != 1:
+                g.mul_(alpha)
+            if by_v_seq is not None:
+                g.add_(by_v_seq[:, part])
+        g[-1].add_(last[part])
+        _leak_backwards(g, _part(decay, part))
+        grads[:, part] = g
+        torch.mul(g[0], _part(decay, part), out=first[part])
+        if x is None:
+            continue
+        # H[t-1] takes the place of G[t], which nobody needs any more; H[0] takes that of G[1]
+        h = _leak_backwards(g, _part(decay, part))
+        h[1:].mul_(x[:-1, part])
+        h[0].mul_(v[part])
+        if a.numel() == 1:
+            grad_a += h.sum()
+        else:
+            torch.sum(h, 0, out=grad_a[part])
+    if x is None:
+        return grad_x, grad_v, None
+    if a.numel() == 1:
+        return grad_x, grad_v, grad_a.view(a.shape)
+    return grad_x, grad_v, grad_a.view(grad_v.shape).sum_to_size(a.shape)
+
+
+def _leak_backwards(g, a):
+    """g[t] += a g[t+1] in place, from the last step to the first."""
+    rows = g.unbind(0)
+    for row, later in zip(rows[-2::-1], rows[:0:-1], strict=True):
+        row.addcmul_(later, a)
+    return g
+
+
+def _traced_forward(x, v, a, v_threshold, half_width, store_v_seq):
+    """:func:`_forward` for a compiler, which fuses it: nothing is written in place."""
+    _, v_seq = naive.turn_on(x, v, a, v_threshold, lambda above: above)
+    above = v_seq - v_threshold
+    packed = [] if half_width is None else [pack_bits(above.abs() < half_width)]
+    # torch.compile (2.11) loses the gradient of an output that comes out of another operator as
+    # well, as it does out of a .to() that has nothing to do: so straight from bool.
+    spike = (above >= 0).to(x.dtype)
+    return spike, v_seq[-1].clone(), v_seq if store_v_seq else None, packed
+
+
+def _traced_backward(grad_spike, packed, alpha, grad_v_last, grad_v_seq, a, x, v):
+    """:func:`_backward` for a compiler."""
+    own = grad_v_seq
+    if grad_spike is not None:
+        own = keep_where_bits(packed[0], grad_spike).to(a.dtype) * alpha
+        own = own if grad_v_seq is None else own + grad_v_seq
+    g = own[-1] + grad_v_last
+    h = by_a = torch.zeros_like(g)
+    rows = [g]
+    for t in range(own.shape[0] - 1, 0, -1):
+        h = g + a * h
+        g = own[t - 1] + a * g
+        rows.append(g)
+        if x is not None:
+            by_a = by_a + x[t - 1] * h
+    grad_x = torch.stack(rows[::-1])
+    grad_x = grad_x if grad_spike is None else grad_x.to(grad_spike.dtype)
+    if x is None:
+        return grad_x, a * g, None
+    return grad_x, a * g, (by_a + v * (g + a * h)).sum_to_size(a.shape)
+
+
+def _empty(shape, like):
+    return torch.empty(shape, dtype=like.dtype, device=like.device)
+
+
+def _columns(sequence):
+    """``[T, *]`` as ``[T, N]``."""
+    return sequence.reshape(sequence.shape[0], sequence[0].numel())
+
+
+def _decay_columns(a, v):
+    """One decay as ``[1]``, several as one per column."""
+    return a.reshape(1) if a.numel() == 1 else a.expand(v.shape).reshape(-1)
+
+
+def _part(a, part):
+    return a if a.numel() == 1 else a[part]
+
+
+def _block(x):
+    """How many columns of ``[T, *]`` to work on at a time."""
+    if torch.compiler.is_compiling():
+        return None
+    elements = _CPU_BLOCK * torch.get_num_threads() if x.device.type == "cpu" else _BLOCK
+    return max(elements // x.shape[0], 1024)
+
+
+def _blocks(x, block):
+    """Slices of the columns of ``x`` ``[T, N]``."""
+    columns = x.shape[1]
+    return [slice(i, min(i + block, columns)) for i in range(0, columns, block)]
