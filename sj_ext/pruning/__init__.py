@@ -1,1 +1,38 @@
-"""Pruning to a budget by minimax optimisation."""
+"""Pruning to a budget by minimax optimisation, its baselines, resources and exports."""
+
+from . import resources
+from .baselines import (
+    GlobalMagnitudePruner,
+    IterativeMagnitudePruner,
+    LayerMagnitudePruner,
+    compress_then_finetune,
+)
+from .export import export_csr, shrink
+from .masks import density, make_permanent
+from .minimax import MinimaxPruner, Rates
+from .pruner import Pruner
+from .report import History
+from .resources import LatencyTable, Resource, measure_latency, resource
+from .schedule import Schedule, Stage
+
+__all__ = [
+    "GlobalMagnitudePruner",
+    "History",
+    "IterativeMagnitudePruner",
+    "LatencyTable",
+    "LayerMagnitudePruner",
+    "MinimaxPruner",
+    "Pruner",
+    "Rates",
+    "Resource",
+    "Schedule",
+    "Stage",
+    "compress_then_finetune",
+    "density",
+    "export_csr",
+    "make_permanent",
+    "measure_latency",
+    "resource",
+    "resources",
+    "shrink",
+]

@@ -1,0 +1,193 @@
+"""Cost of the minimax pruner beside the training step, and of its selection beside the plain one.
+
+Three comparisons, each with both sides interleaved in this run:
+
+* ``.step()`` over forward, backward and optimizer of SpikingJelly's spiking VGG-11 (T = 4, batch
+  16, 32 x 32), while compressing and while fine-tuning;
+* finding and cutting the smallest of 10 million weights, over gathering, topk and kthvalue;
+* with ``--exact``, kept counts at six budgets on the full VGG-11 and SEW-ResNet-18 with the default
+  settings (weights are moved at random in place of training, which the pruner cannot tell).
+
+Usage: python examples/benchmarks/pruning.py [--short] [--exact] [--repeats N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import time
+
+import torch
+from spikingjelly.activation_based import functional, neuron, surrogate
+from spikingjelly.activation_based.model import sew_resnet, spiking_vgg
+from torch import nn
+
+from sj_ext import host
+from sj_ext.pruning import MinimaxPruner
+from sj_ext.pruning.selection import Ranking, zero_below_
+
+NEURON = {"spiking_neuron": neuron.LIFNode, "surrogate_function": surrogate.ATan()}
+
+
+def seconds(fn) -> float:
+    start = time.perf_counter()
+    fn()
+    return time.perf_counter() - start
+
+
+def spread(values: list[float]) -> str:
+    low, high = min(values), max(values)
+    return f"median {statistics.median(values):.4f} (from {low:.4f} to {high:.4f})"
+
+
+def vgg(short: bool) -> nn.Module:
+    if short:  # a quarter of the channels' weights and a small classifier
+        net = spiking_vgg.SpikingVGG(
+            [16, "M", 32, "M", 64, 64, "M", 128, 128, "M", 128, 128, "M"],
+            num_classes=10,
+            norm_layer=None,
+            **NEURON,
+        )
+        net.classifier = nn.Sequential(
+            *(type(m)(6272, 256) if i == 0 else m for i, m in enumerate(net.classifier))
+        )
+        net.classifier[3] = type(net.classifier[3])(256, 256)
+        net.classifier[6] = type(net.classifier[6])(256, 10)
+    else:
+        net = spiking_vgg.spiking_vgg11(num_classes=10, **NEURON)
+    functional.set_step_mode(net, "m")
+    return net
+
+
+def overhead(short: bool, repeats: int) -> None:
+    net = vgg(short)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
+    pruner = MinimaxPruner(net, budget=0.05, optimizer=optimizer)
+    x, target = torch.rand(4, 16, 3, 32, 32), torch.randint(10, (16,))
+
+    def train():
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x).mean(0), target).backward()
+        optimizer.step()
+        functional.reset_net(net)
+
+    weights = sum(p.numel() for p in net.parameters())
+    print(f"spiking VGG-11, {weights / 1e6:.1f} million parameters, T=4, batch 16, 32x32, SGD")
+    phases: dict[str, tuple[list[float], list[float]]] = {}
+    train()
+    pruner.step()
+    while len(phases.get("compress", ((),))[0]) < repeats:
+        trained, stepped = seconds(train), seconds(pruner.step)
+        both = phases.setdefault("compress", ([], []))
+        both[0].append(trained)
+        both[1].append(stepped)
+    while pruner.phase == "compress":  # on to fine-tuning, without training
+        with torch.no_grad():
+            next(net.parameters()).add_(0)
+        pruner._stepped = True
+        pruner.step()
+    for _ in range(repeats):
+        trained, stepped = seconds(train), seconds(pruner.step)
+        both = phases.setdefault("finetune", ([], []))
+        both[0].append(trained)
+        both[1].append(stepped)
+    for phase, (trained, stepped) in phases.items():
+        ratio = statistics.median(s / t for s, t in zip(stepped, trained, strict=True))
+        print(f"  {phase:9} training step {spread(trained)} s")
+        print(f"  {'':9} pruner.step() {spread(stepped)} s")
+        print(f"  {'':9} ratio, median of pairs: {ratio:.3f}")
+
+
+def plain(tensors: list[torch.Tensor], count: int) -> None:
+    """The formulas as they stand: gather, topk for the sum, kthvalue for the next weight."""
+    weights = torch.cat([tensor.abs() for tensor in tensors])
+    weights.square().topk(count, largest=False).values.sum()
+    threshold = weights.kthvalue(count + 1).values
+    for tensor in tensors:
+        tensor.mul_(tensor.abs() >= threshold)
+
+
+def ours(tensors: list[torch.Tensor], count: int) -> None:
+    ranking = Ranking(tensors, count, count + 1)
+    ranking.energy(count)
+    ranking.magnitude_at(count + 1)
+    zero_below_(tensors, ranking.cut(count))
+
+
+def selection(short: bool, repeats: int) -> None:
+    total = 1_000_000 if short else 10_000_000
+    sizes = [total // 2, total // 4, total // 8, total // 8]
+    ratios = []
+    for _ in range(repeats):
+        tensors = [torch.randn(size) for size in sizes]
+        copies = [tensor.clone() for tensor in tensors]
+        count = int(0.8 * total)
+        a, b = (
+            seconds(lambda c=copies, n=count: plain(c, n)),
+            seconds(lambda t=tensors, n=count: ours(t, n)),
+        )
+        # the plain threshold keeps weights that tie with it, the count here is exact
+        for tensor, copy in zip(tensors, copies, strict=True):
+            differs = copy[tensor != copy].abs().unique()
+            assert len(differs) <= 1
+        ratios.append((a / b, a, b))
+    middle = sorted(ratios)[len(ratios) // 2]
+    print(
+        f"selection at {total / 1e6:g} million weights, 80% cut: plain {middle[1]:.4f} s, "
+        f"here {middle[2]:.4f} s, {middle[0]:.1f} times faster "
+        f"(from {min(ratios)[0]:.1f} to {max(ratios)[0]:.1f})"
+    )
+
+
+def exact(short: bool) -> None:
+    nets = {
+        "spiking VGG-11": lambda: vgg(short),
+        "SEW-ResNet-18": lambda: sew_resnet.sew_resnet18(num_classes=10, cnf="ADD", **NEURON),
+    }
+    for name, build in nets.items():
+        for budget in (0.5, 0.25, 0.1, 0.05, 0.01, 0.002):
+            net = build()
+            total = sum(
+                m.weight.numel() for m in net.modules() if isinstance(m, (nn.Conv2d, nn.Linear))
+            )
+            # the first layer costs more than the smallest budgets in the short form
+            pruner = MinimaxPruner(net, budget=budget, first=short)
+            weights = [p for p in net.parameters() if p.dim() > 1]
+            steps = 0
+            while not pruner.finished:
+                with torch.no_grad():
+                    for weight in weights:  # a cheap and fresh motion of every weight
+                        flat = weight.view(-1)
+                        noise = torch.randn(min(flat.numel(), 65_537)).mul_(1e-3)
+                        for part in flat.split(noise.numel()):
+                            part.add_(noise[: part.numel()])
+                pruner.step()
+                steps += 1
+            missing = budget * total - pruner.kept
+            print(
+                f"{name}: budget {budget}, kept {pruner.kept} of {total}, allowed "
+                f"{budget * total:.1f}, finished after {steps} of {pruner.total_steps} steps"
+            )
+            assert 0 <= missing < 1 and steps == pruner.total_steps
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--short", action="store_true", help="small sizes, a few seconds")
+    parser.add_argument("--exact", action="store_true", help="also count on the full networks")
+    parser.add_argument("--repeats", type=int, default=None)
+    arguments = parser.parse_args()
+    repeats = arguments.repeats or (3 if arguments.short else 15)
+    print(
+        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}, spikingjelly {host.VERSION}"
+    )
+    overhead(arguments.short, repeats)
+    selection(arguments.short, repeats)
+    if arguments.exact:
+        exact(arguments.short)
+
+
+if __name__ == "__main__":
+    main()

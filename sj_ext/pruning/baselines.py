@@ -1,0 +1,116 @@
+"""Pruning by magnitude, for comparison, behind the same interface.
+
+=========================  ========================================================================
+pruner                     what it does
+=========================  ========================================================================
+GlobalMagnitudePruner      cuts the smallest weights of the whole network once, then fine-tunes
+LayerMagnitudePruner       cuts the same share of every layer once, then fine-tunes
+IterativeMagnitudePruner   cuts the smallest weights of the network at each level of a schedule and
+                           fine-tunes in between
+compress_then_finetune     the minimax method in one go, then fine-tuning with fixed masks
+=========================  ========================================================================
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from .minimax import MinimaxPruner
+from .pruner import Pruner, ranking
+from .schedule import Schedule, Stage
+
+__all__ = [
+    "GlobalMagnitudePruner",
+    "IterativeMagnitudePruner",
+    "LayerMagnitudePruner",
+    "compress_then_finetune",
+]
+
+
+class _Magnitude(Pruner):
+    def _compress(self, final):
+        layers = list(range(len(self._modules)))
+        count = self._smallest_cut(layers, self._levels())
+        order = ranking(self.units, layers, count, count)
+        self._cut = order.counts(count)
+        place = order.cut(count)
+        self.units.zero(layers, place)
+        return [(layers, place)]
+
+
+def _once(budget: Any, schedule: Any) -> Schedule:
+    """One cut in the first step; all other steps fine-tune."""
+    first = budget
+    if isinstance(budget, dict):
+        first = next(iter(budget.values()))
+    elif isinstance(budget, (list, tuple)):
+        first = budget[0]
+    steps = 1000 if schedule is None else schedule
+    if isinstance(steps, Schedule):
+        return steps
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"schedule must be a Schedule or a number of steps, got {schedule!r}")
+    if isinstance(first, (int, float)) and not isinstance(first, bool) and not 0 < first <= 1:
+        raise ValueError(f"budget must be in (0, 1], got {first!r}")
+    return Schedule((Stage(first, 1, steps - 1),))
+
+
+class GlobalMagnitudePruner(_Magnitude):
+    """Cuts the smallest weights of all layers together in the first step, then fine-tunes.
+
+    Args:
+        model, budget, options: as :class:`~sj_ext.pruning.Pruner`.
+        schedule: a number of steps (the cut is in the first), or a Schedule.
+    """
+
+    def __init__(self, model: nn.Module, *, budget, schedule=None, **options):
+        super().__init__(model, budget=budget, schedule=_once(budget, schedule), **options)
+
+
+class LayerMagnitudePruner(Pruner):
+    """Cuts the same share of every layer, each layer's smallest weights, in the first step.
+
+    Args:
+        model, budget, options: as :class:`~sj_ext.pruning.Pruner`.
+        schedule: a number of steps (the cut is in the first), or a Schedule.
+    """
+
+    def __init__(self, model: nn.Module, *, budget, schedule=None, **options):
+        super().__init__(model, budget=budget, schedule=_once(budget, schedule), **options)
+
+    def _compress(self, final):
+        counts = self._uniform([0] * len(self._modules), self._levels())
+        cuts = []
+        for i, count in enumerate(counts):
+            place = ranking(self.units, [i], count, count).cut(count)
+            self.units.zero([i], place)
+            cuts.append(([i], place))
+        self._cut = counts
+        return cuts
+
+
+class IterativeMagnitudePruner(_Magnitude):
+    """Cuts the smallest weights of all layers at each level of the schedule, and fine-tunes.
+
+    Weights that a stage cut can come back only through their gradient in the first step of the
+    next.
+
+    Args:
+        model, options: as :class:`~sj_ext.pruning.Pruner`.
+    """
+
+
+def compress_then_finetune(
+    model: nn.Module, *, budget: float, compress_steps: int, finetune_steps: int, **options
+) -> MinimaxPruner:
+    """The minimax method as one compression followed by one fine-tuning.
+
+    Args:
+        model, budget, options: as :class:`~sj_ext.pruning.MinimaxPruner`.
+        compress_steps: steps of compression.
+        finetune_steps: steps with fixed masks.
+    """
+    schedule = Schedule.one_go(budget, compress_steps, finetune_steps)
+    return MinimaxPruner(model, budget=budget, schedule=schedule, **options)

@@ -1,0 +1,194 @@
+"""Masks of pruned weights, as parametrizations of ``torch.nn.utils.parametrize``.
+
+A pruned layer keeps its parameter, and ``layer.weight`` is a view of it. The parameter itself holds
+the zeros, so that no second copy of the weights exists; the parametrization beside it holds one
+byte per weight, which says where the zeros have to stay. While compression goes on the mask is open
+and gradients reach every weight, so that a zero can come back. Once it is closed, gradients of cut
+weights are zero.
+
+The state dict of a pruned layer has ``parametrizations.weight.original`` for ``weight`` and
+``parametrizations.weight.0.mask`` beside it. :func:`make_permanent` restores the plain names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize, prune
+
+from .layers import is_prunable
+
+__all__ = ["WeightMask", "close", "density", "make_permanent", "mask_of", "masked_layers"]
+
+
+class _MaskGradient(torch.autograd.Function):
+    """The weight as it is; its gradient only where the mask is set."""
+
+    @staticmethod
+    def forward(ctx, weight, mask):
+        ctx.save_for_backward(mask)
+        return weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (mask,) = ctx.saved_tensors
+        return grad * mask, None
+
+
+class WeightMask(nn.Module):
+    """The mask of one weight: boolean, True where the weight is kept.
+
+    Args:
+        weight: the weight that the mask belongs to.
+    """
+
+    mask: torch.Tensor
+
+    def __init__(self, weight: torch.Tensor):
+        super().__init__()
+        self.register_buffer("mask", torch.ones_like(weight, dtype=torch.bool))
+        #: True while the zeros have to stay; False while weights can come back
+        self.closed = False
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return _MaskGradient.apply(weight, self.mask) if self.closed else weight
+
+    def right_inverse(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight
+
+    def get_extra_state(self) -> dict:
+        return {"closed": self.closed}
+
+    def set_extra_state(self, state: dict) -> None:
+        self.closed = bool(state["closed"])
+
+    def extra_repr(self) -> str:
+        return f"{'closed' if self.closed else 'open'}"
+
+
+def mask_of(module: nn.Module) -> WeightMask | None:
+    """The mask of ``module.weight``, or None where it has none."""
+    if not parametrize.is_parametrized(module, "weight"):
+        return None
+    for entry in module.parametrizations.weight:
+        if isinstance(entry, WeightMask):
+            return entry
+    return None
+
+
+def parameter_of(module: nn.Module) -> nn.Parameter:
+    """The parameter behind ``module.weight``."""
+    if parametrize.is_parametrized(module, "weight"):
+        return module.parametrizations.weight.original
+    return module.weight
+
+
+def check_unpruned(name: str, module: nn.Module) -> None:
+    """Raise if somebody else computes or prunes the weight of ``module``.
+
+    Raises:
+        ValueError: the module is pruned already, or its weight is parametrized.
+    """
+    if mask_of(module) is not None:
+        raise ValueError(
+            f"layer {name!r} is pruned already: call sj_ext.pruning.make_permanent(model) to keep "
+            "its zeros as plain weights before a new pruner is built"
+        )
+    if any(isinstance(h, prune.BasePruningMethod) for h in module._forward_pre_hooks.values()) or (
+        hasattr(module, "weight_mask")
+    ):
+        raise ValueError(
+            f"layer {name!r} is pruned already by torch.nn.utils.prune: call "
+            "torch.nn.utils.prune.remove(module, 'weight') first"
+        )
+    if parametrize.is_parametrized(module, "weight"):
+        kinds = [type(p).__name__ for p in module.parametrizations.weight]
+        raise ValueError(
+            f"the weight of layer {name!r} is parametrized by {kinds}: a zero of the parameter "
+            "would be no zero of the weight. Remove the parametrization or leave the layer out"
+        )
+    if not isinstance(getattr(module, "weight", None), nn.Parameter):
+        raise ValueError(
+            f"the weight of layer {name!r} is no parameter (weight_norm and spectral_norm compute "
+            "it before each forward): remove what computes it, or leave the layer out"
+        )
+
+
+def attach(module: nn.Module, mask: WeightMask | None = None) -> WeightMask:
+    """Give ``module.weight`` a mask (or share one); the parameter stays the same object."""
+    mask = WeightMask(module.weight.detach()) if mask is None else mask
+    parametrize.register_parametrization(module, "weight", mask)
+    return mask
+
+
+def masked_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module, WeightMask]]:
+    """Name, module and mask of every masked layer, in the model's own order."""
+    for name, module in model.named_modules():
+        if (mask := mask_of(module)) is not None:
+            yield name, module, mask
+
+
+@torch.no_grad()
+def close(module: nn.Module) -> None:
+    """Close the mask of ``module``: its zeros are put back and stay."""
+    mask = mask_of(module)
+    parameter_of(module).mul_(mask.mask)
+    mask.closed = True
+
+
+@torch.no_grad()
+def make_permanent(model: nn.Module) -> nn.Module:
+    """Leave plain layers with zeros where the masks were; the inverse of building a pruner.
+
+    Parameters stay the same objects, so that an optimizer goes on with them. Without a mask nothing
+    holds the zeros: further training fills them.
+
+    Args:
+        model: a model (or a part of one) with masked layers, changed in place.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        ValueError: no layer of the model is masked.
+    """
+    found = list(masked_layers(model))
+    if not found:
+        raise ValueError("model has no masked layer: nothing is pruned, or it is permanent already")
+    for _, module, mask in found:
+        parameter = parameter_of(module)
+        if mask.closed:
+            parameter.mul_(mask.mask)
+        parametrize.remove_parametrizations(module, "weight", leave_parametrized=False)
+    return model
+
+
+@torch.no_grad()
+def density(model: nn.Module) -> float:
+    """Share of the weights of all linear and convolutional layers that are kept.
+
+    Weights behind a closed mask are kept where the mask is set; all others where they are not zero.
+    A weight that several layers share counts once. Biases and normalisation do not count.
+
+    Raises:
+        ValueError: the model has no linear or convolutional layer.
+    """
+    kept = total = 0
+    seen = set()
+    for module in model.modules():
+        if not is_prunable(module):
+            continue
+        parameter = parameter_of(module)
+        if id(parameter) in seen:
+            continue
+        seen.add(id(parameter))
+        mask = mask_of(module)
+        kept += int(
+            mask.mask.count_nonzero() if mask and mask.closed else parameter.count_nonzero()
+        )
+        total += parameter.numel()
+    if not total:
+        raise ValueError("model has no linear or convolutional layer with a weight")
+    return kept / total

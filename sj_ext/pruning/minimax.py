@@ -1,0 +1,367 @@
+r"""Compression to a budget by minimax optimisation.
+
+.. math::
+    \min_{W, s} \max_{y, z \ge 0} \; L(W) + y \, |W|^2_{(s)} + \sum_i z_i (R_i(s) - B_i)
+
+with :math:`|W|^2_{(s)}` the sum of the ``s`` smallest squared weights. ``y`` presses these weights
+to zero, ``z`` makes ``s`` grow while a budget is overrun.
+
+Everything is in units of the dense network, so that each number is of order one: with ``n`` weights
+and their mean square ``m`` when the pruner was built, :math:`\sigma = s / n`,
+:math:`\hat w^2 = w^2 / m` and :math:`\hat S = |W|^2_{(s)} / (n m)`. In a stage of compression of
+``C`` steps that starts at :math:`R_i^0`,
+
+.. math::
+    w &\leftarrow w / (1 + 2 \eta y) \quad \text{for the } \lceil s \rceil \text{ smallest} \\
+    \sigma &\leftarrow \sigma + a_s \frac{D}{C} \Big( \sum_i z_i
+        \Big|\frac{\partial R_i}{\partial \sigma}\Big| - y \hat w^2_{(\lceil s \rceil + 1)} \Big) \\
+    y &\leftarrow \max(0, y + a_y \hat S) \\
+    z_i &\leftarrow \max\Big(0, z_i + \frac{a_z}{C} \frac{R_i - B_i}{R_i^0 - B_i}\Big)
+
+where ``D`` is the change of :math:`\sigma` that the stage needs at the slope it starts with and
+:math:`\eta` is the layer's learning rate. Then the :math:`\lceil s \rceil` smallest weights are set
+to zero. With ``z = 1``, ``y = 0`` and :math:`a_s = 1` the stage takes its ``C`` steps.
+
+Source: "Resource Constrained Model Compression via Minimax Optimization for Spiking Neural
+Networks", ACM MM 2023 (arXiv 2308.04672).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from . import masks
+from .pruner import Pruner, ranking
+from .selection import Cut, Ranking
+
+__all__ = ["MinimaxPruner", "Rates"]
+
+
+class Rates(NamedTuple):
+    """Learning rates of order one.
+
+    Attributes:
+        s: of the number of zeros, a_s.
+        y: of the multiplier of the zeros, a_y.
+        z: of the multipliers of the budgets, a_z.
+    """
+
+    s: float = 2.0
+    y: float = 0.25
+    z: float = 1.0
+
+
+class MinimaxPruner(Pruner):
+    r"""Prunes a network to a budget while it trains; exact when it says that it is finished.
+
+    ::
+
+        pruner = MinimaxPruner(model, budget=0.05, schedule=2000)
+        for x, target in loader:
+            loss = ...
+            loss.backward()
+            optimizer.step()
+            pruner.step()
+            optimizer.zero_grad()
+        make_permanent(model)
+
+    In each stage of the schedule the network is compressed to the stage's level, the masks are
+    closed, and it is fine-tuned. A stage's level is never overshot: when the resource would pass
+    it, exactly as many weights are cut as the level needs. A line from the stage's start to its
+    level is the least pace at which ``s`` grows, so that the announced number of steps is kept
+    whatever the multipliers do.
+
+    Args:
+        model, budget, resource, schedule, layers, first, last, granularity, optimizer,
+            example_input, latency_table, writer, log_every: as :class:`~sj_ext.pruning.Pruner`.
+        layerwise: one ``s`` and ``y`` per layer instead of one for the whole network.
+        rates: :class:`Rates`, all above 0.
+        lr: learning rate :math:`\eta` of the proximal step where no optimizer is given.
+
+    Raises:
+        TypeError, ValueError: as :class:`~sj_ext.pruning.Pruner`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        budget,
+        resource="params",
+        schedule=None,
+        layers=None,
+        layerwise: bool = False,
+        rates: Rates | tuple[float, float, float] = Rates(),  # noqa: B008
+        lr: float = 0.1,
+        **options: Any,
+    ):
+        self.layerwise = layerwise
+        self.rates = Rates(*rates)
+        if not all(math.isfinite(rate) and rate > 0 for rate in self.rates):
+            raise ValueError(f"rates must be finite and above 0, got {self.rates}")
+        if not math.isfinite(lr) or lr <= 0:
+            raise ValueError(f"lr must be finite and above 0, got {lr!r}")
+        self.lr = lr
+        super().__init__(
+            model, budget=budget, resource=resource, schedule=schedule, layers=layers, **options
+        )
+        number = len(self._modules)
+        #: layers that share one s: all, or each alone
+        self._groups = [[i] for i in range(number)] if layerwise else [list(range(number))]
+        self._n = [sum(self.units.sizes[i] for i in g) for g in self._groups]
+        self._mean_square = [self._dense_mean_square(g) for g in self._groups]
+        self._s = [0.0] * len(self._groups)
+        self._y = [0.0] * len(self._groups)
+        self._z = [1.0] * len(self.resources)
+        # where the weight after the last cut one was: only a guess for the next selection
+        self._guess = [0.0] * len(self._groups)
+
+    # ---- what a user reads --------------------------------------------------------------------
+
+    @property
+    def s(self) -> float | list[float]:
+        """The number of zeros, real: one, or one per layer."""
+        return list(self._s) if self.layerwise else self._s[0]
+
+    @property
+    def y(self) -> float | list[float]:
+        """The multiplier that presses the smallest weights to zero: one, or one per layer."""
+        return list(self._y) if self.layerwise else self._y[0]
+
+    @property
+    def z(self) -> dict[str, float]:
+        """The multiplier of each budget."""
+        return {res.name: z for res, z in zip(self.resources, self._z, strict=True)}
+
+    def _multipliers(self) -> dict[str, float]:
+        if self.layerwise:
+            y = {f"y/{info.name}": v for info, v in zip(self._pruned_infos, self._y, strict=True)}
+        else:
+            y = {"y/network": self._y[0]}
+        return {**y, **{f"z/{name}": value for name, value in self.z.items()}}
+
+    # ---- one step -----------------------------------------------------------------------------
+
+    def _begin_stage(self) -> None:
+        super()._begin_stage()
+        self._start: dict[str, Any] | None = None
+
+    def _stage_start(self) -> dict[str, Any]:
+        """Resources at the start of the stage, and D; known when the resources are measured."""
+        values = self._resource_values(self._cut)
+        spans = [
+            max(0.0, value - level) / max(slope, 1e-12)
+            for value, level, slope in zip(
+                values, self._levels(), self._slopes(None, 0), strict=True
+            )
+        ]
+        return {"values": values, "span": min(1.0, max(spans))}
+
+    def _slopes(self, group: int | None, count: int) -> list[float]:
+        r"""Per resource :math:`|\partial R / \partial \sigma|`; of all layers alike with None.
+
+        A global s cuts what lies under its threshold: R falls by the mean cost of these. A layer's
+        own s gives R the layer's slope, in units of the layer's share of all weights.
+        """
+        kept = self._kept()
+        slopes = []
+        for r, res in enumerate(self.resources):
+            if group is not None and self.layerwise:
+                i = self._where[group]
+                share = self._n[group] / sum(self._n)
+                slopes.append(res.slope(i, kept[i]) / share)
+            elif group is not None and count > 0:
+                cut = self._dense_values()[r] - self._resource_values(self._cut)[r]
+                slopes.append(cut * self._n[group] / count)
+            else:
+                slopes.append(sum(res.slope(i, kept[i]) for i in self._where))
+        return slopes
+
+    def _dense_values(self) -> list[float]:
+        return [res(self._kept([0] * len(self._cut))) for res in self.resources]
+
+    def _compress(self, final: bool) -> list[tuple[list[int], Cut]]:
+        if self._start is None:
+            self._start = self._stage_start()
+        levels, steps = self._levels(), self.schedule.stages[self._stage].compress_steps
+        before = [math.ceil(s) for s in self._s]
+        rankings, moved = [], []
+        for g, layers in enumerate(self._groups):
+            order, s = self._move(g, layers, before[g], steps)
+            rankings.append(order)
+            moved.append(s)
+        cut = self._counts(rankings, moved)
+        if self._met(cut, levels):
+            moved = self._land(before, moved, levels)
+        else:
+            pace = 1.0 if final else self._stage_step / steps
+            bounds = [
+                min(start, level + (1 - pace) * (start - level))
+                for start, level in zip(self._start["values"], levels, strict=True)
+            ]
+            if not self._met(cut, bounds):
+                moved = self._push(moved, cut, bounds, final)
+        self._s = [float(s) for s in moved]
+        after = [math.ceil(s) for s in self._s]
+        for g, layers in enumerate(self._groups):
+            if not self._knows(rankings[g], after[g]):
+                rankings[g] = ranking(self.units, layers, after[g], after[g])
+        self._cut = self._counts(rankings, self._s)
+        cuts = []
+        for g, layers in enumerate(self._groups):
+            pressed = self._pressed_energy(rankings[g], g, before[g], after[g])
+            place = rankings[g].cut(after[g])
+            if after[g] < before[g]:  # these come free, and keep what the proximal step left
+                self.units.shrink(layers, place, rankings[g].cut(before[g]), self._factors(g))
+            self.units.zero(layers, place)
+            self._y[g] = max(
+                0.0, self._y[g] + self.rates.y * pressed / (self._n[g] * self._mean_square[g])
+            )
+            cuts.append((layers, place))
+        values = self._resource_values(self._cut)
+        for i, (value, level, start) in enumerate(
+            zip(values, levels, self._start["values"], strict=True)
+        ):
+            if start > level:
+                gain = (value - level) / (start - level)
+                self._z[i] = max(0.0, self._z[i] + self.rates.z / steps * gain)
+        return cuts
+
+    def _move(self, g: int, layers: list[int], before: int, steps: int) -> tuple[Ranking, float]:
+        """The gradient step on one s, by at most four times the mean step of the stage."""
+        n, most = self._n[g], sum(self.units.most[i] for i in layers)
+        span = self._start["span"]
+        pull = sum(z * slope for z, slope in zip(self._z, self._slopes(g, before), strict=True))
+        rate, limit = self.rates.s * span / steps, 4 * span / steps
+
+        def moved(next_square: float) -> float:
+            change = rate * (pull - self._y[g] * next_square / self._mean_square[g])
+            return min(max(self._s[g] + n * min(max(change, -limit), limit), 0.0), float(most))
+
+        guess = math.ceil(moved(self._guess[g]))
+        slack = abs(guess - before) // 16 + 1
+        first = max(0, min(before, guess - slack))
+        last = min(n, max(before + 1, guess + slack))
+        order = ranking(self.units, layers, first, last)
+        magnitude = order.magnitude_at(before + 1) if before < n else math.inf
+        self._guess[g] = magnitude**2
+        s = moved(self._guess[g])
+        if not self._knows(order, math.ceil(s)):
+            order = ranking(
+                self.units, layers, min(before, math.ceil(s)), min(n, max(before, math.ceil(s)))
+            )
+        return order, s
+
+    @staticmethod
+    def _knows(order: Ranking, count: int) -> bool:
+        return count == 0 or order.covers(count)
+
+    def _counts(self, rankings: Sequence[Ranking], s: Sequence[float]) -> list[int]:
+        cut = [0] * len(self._cut)
+        for g, layers in enumerate(self._groups):
+            for i, number in zip(layers, rankings[g].counts(math.ceil(s[g])), strict=True):
+                cut[i] = number
+        return cut
+
+    def _land(self, before, moved, levels) -> list[float]:
+        """The budgets would be met: cut exactly as much as they need."""
+        if not self.layerwise:
+            return [self._smallest_cut(self._groups[0], levels)]
+        # on the way from the old s to the new, as far as needed
+        low, high = 0.0, 1.0
+
+        def at(share: float) -> list[int]:
+            return [
+                math.ceil(b + share * (math.ceil(s) - b))
+                for b, s in zip(before, moved, strict=True)
+            ]
+
+        if self._met(at(0.0), levels):  # resources that are measured can fall by themselves
+            return self._trim(at(0.0), levels)
+        for _ in range(60):
+            middle = (low + high) / 2
+            low, high = (low, middle) if self._met(at(middle), levels) else (middle, high)
+        return self._trim(at(high), levels)
+
+    def _push(self, moved, cut, bounds, final: bool) -> list[float]:
+        """The multipliers are too slow for the schedule: cut as much as the pace needs."""
+        if self.layerwise:
+            return self._uniform(moved, bounds)
+        if final or (len(self.resources) == 1 and self.resources[0].name == "params"):
+            return [max(moved[0], self._smallest_cut(self._groups[0], bounds))]
+        # near enough before the last step: along the slope
+        count, n = math.ceil(moved[0]), self._n[0]
+        values, slopes = self._resource_values(cut), self._slopes(None, 0)
+        short = max(
+            (value - bound) / max(slope, 1e-12)
+            for value, bound, slope in zip(values, bounds, slopes, strict=True)
+        )
+        return [min(count + math.ceil(short * n), sum(self.units.most))]
+
+    def _pressed_energy(self, order: Ranking, g: int, before: int, after: int) -> float:
+        """Squares of the ``after`` smallest, of which ``before`` have had the proximal step."""
+        layers = self._groups[g]
+        factors = self._factors(g)
+        if not self._knows(order, before):
+            order = ranking(self.units, layers, min(before, after), max(before, after))
+        if after <= before:
+            return self._scaled_energy(order, after, factors)
+        return order.energy(after) - (
+            order.energy(before) - self._scaled_energy(order, before, factors)
+        )
+
+    @staticmethod
+    def _scaled_energy(order: Ranking, count: int, factors: Sequence[float]) -> float:
+        if len(set(factors)) == 1:
+            return factors[0] ** 2 * order.energy(count)
+        parts = order.energies(count)
+        return sum(f**2 * part for f, part in zip(factors, parts, strict=True))
+
+    def _factors(self, g: int) -> list[float]:
+        """1 / (1 + 2 lr y) for each layer of the group."""
+        rates = {}
+        if self.optimizer is not None:
+            rates = {
+                id(p): float(group["lr"])
+                for group in self.optimizer.param_groups
+                for p in group["params"]
+            }
+        return [
+            1 / (1 + 2 * rates.get(id(masks.parameter_of(self._modules[i])), self.lr) * self._y[g])
+            for i in self._groups[g]
+        ]
+
+    def _dense_mean_square(self, layers: list[int]) -> float:
+        total = count = 0.0
+        for tensor in self.units.magnitudes(layers):
+            for part in tensor.split(1 << 22):
+                usual = part[part < 1e100] if self.granularity == "channel" else part
+                total += float(torch.linalg.vector_norm(usual.double())) ** 2
+                count += len(usual)
+        return total / count if total > 0 else 1.0
+
+    # ---- checkpoints --------------------------------------------------------------------------
+
+    def _identity(self):
+        return {**super()._identity(), "layerwise": self.layerwise, "rates": list(self.rates)}
+
+    def _method_state(self):
+        return {
+            "s": list(self._s),
+            "y": list(self._y),
+            "z": list(self._z),
+            "mean_square": list(self._mean_square),
+            "start": self._start,
+            "guess": list(self._guess),
+        }
+
+    def _load_method_state(self, state: Mapping[str, Any]) -> None:
+        self._s, self._y, self._z = list(state["s"]), list(state["y"]), list(state["z"])
+        self._mean_square = list(state["mean_square"])
+        self._start = None if state["start"] is None else dict(state["start"])
+        self._guess = list(state["guess"])

@@ -1,0 +1,105 @@
+"""What happened while pruning: a table, TensorBoard scalars and plots."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["History"]
+
+
+class History:
+    """Rows of density, resources, multipliers and kept shares over steps.
+
+    Attributes:
+        layers: names of the pruned layers.
+        rows: one mapping per row: ``step``, ``stage``, ``phase``, ``density``, ``resource/NAME``,
+            the multipliers, and ``kept/LAYER``.
+    """
+
+    def __init__(self, layers: Sequence[str]):
+        self.layers = list(layers)
+        self.rows: list[dict[str, Any]] = []
+
+    def add(self, row: Mapping[str, Any], kept: Mapping[str, float]) -> None:
+        """Append a row."""
+        self.rows.append({**row, **{f"kept/{name}": share for name, share in kept.items()}})
+
+    def write_last(self, writer: Any) -> None:
+        """Give the numbers of the last row to ``writer.add_scalar(tag, value, step)``."""
+        row = self.rows[-1]
+        for key, value in row.items():
+            if key not in ("step", "stage", "phase"):
+                writer.add_scalar(f"pruning/{key}", value, row["step"])
+
+    def columns(self) -> list[str]:
+        """Column names in the order of first appearance."""
+        return list(dict.fromkeys(key for row in self.rows for key in row))
+
+    def table(self, columns: Sequence[str] | None = None) -> str:
+        """The rows as aligned text.
+
+        Args:
+            columns: which columns; None for all but the layers' kept shares.
+        """
+        if columns is None:
+            columns = [name for name in self.columns() if not name.startswith("kept/")]
+        cells = [list(columns)]
+        for row in self.rows:
+            values = (row.get(name, "") for name in columns)
+            cells.append([f"{v:.5g}" if isinstance(v, float) else str(v) for v in values])
+        widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+        return "\n".join(
+            "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+            for line in cells
+        )
+
+    def save_csv(self, path: str | Path) -> None:
+        """Write all columns as CSV."""
+        with open(path, "w", newline="") as file:
+            writer = csv.DictWriter(file, self.columns(), restval="")
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+    def plot(self):
+        """A figure: resources and density, multipliers, and kept shares per layer, over steps.
+
+        Needs Matplotlib.
+
+        Returns:
+            The ``matplotlib.figure.Figure``.
+
+        Raises:
+            ImportError: Matplotlib is not installed.
+        """
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(7, 8), layout="constrained")
+        top, middle, bottom = figure.subplots(3, 1, sharex=True)
+        named = self.columns()
+        multipliers = [n for n in named if n.startswith(("y", "z")) and "/" in n]
+        for axes, names, label, scale in (
+            (top, ["density", *(n for n in named if n.startswith("resource/"))], "share", "log"),
+            (middle, multipliers, "multiplier", "linear"),
+            (bottom, [f"kept/{name}" for name in self.layers], "kept share", "log"),
+        ):
+            for name in names:
+                rows = [row for row in self.rows if name in row]
+                x, y = [row["step"] for row in rows], [row[name] for row in rows]
+                axes.plot(x, y, label=name.removeprefix("kept/"))
+            axes.set_ylabel(label)
+            axes.set_yscale(scale)
+            if 0 < len(names) <= 12:
+                axes.legend(fontsize="x-small")
+        bottom.set_xlabel("step")
+        return figure
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows."""
+        return {"rows": [dict(row) for row in self.rows]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`."""
+        self.rows = [dict(row) for row in state["rows"]]

@@ -1,0 +1,113 @@
+"""When to compress, how far, and when to fine-tune in between."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+__all__ = ["Schedule", "Stage"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Compress until the resource is at ``level``, then fine-tune with fixed masks.
+
+    Attributes:
+        level: the resource at the end of compression, in (0, 1]; 1 is the dense network.
+        compress_steps: optimizer steps in which to get there. What is left over when the level is
+            reached earlier is spent on fine-tuning.
+        finetune_steps: optimizer steps of fine-tuning.
+    """
+
+    level: float
+    compress_steps: int
+    finetune_steps: int
+
+    def __post_init__(self):
+        if not 0 < self.level <= 1:
+            raise ValueError(f"level must be in (0, 1], got {self.level!r}")
+        if self.compress_steps < 1:
+            raise ValueError(f"compress_steps must be at least 1, got {self.compress_steps!r}")
+        if self.finetune_steps < 0:
+            raise ValueError(f"finetune_steps must not be negative, got {self.finetune_steps!r}")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Stages of compression and fine-tuning; the last level is the budget.
+
+    With several budgets, levels are those of the first, and a level ``budget ** q`` stands for the
+    same power ``q`` of every other budget.
+
+    Attributes:
+        stages: at least one, with falling levels.
+    """
+
+    stages: tuple[Stage, ...]
+
+    def __post_init__(self):
+        object.__setattr__(self, "stages", tuple(self.stages))
+        if not self.stages:
+            raise ValueError("stages must hold at least one stage, got none")
+        levels = [stage.level for stage in self.stages]
+        if any(low >= high for high, low in itertools.pairwise(levels)):
+            raise ValueError(f"levels of the stages must fall, got {levels}")
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps from the first stage to the end of the last."""
+        return sum(stage.compress_steps + stage.finetune_steps for stage in self.stages)
+
+    @classmethod
+    def geometric(
+        cls,
+        budget: float,
+        steps: int = 1000,
+        *,
+        levels: Iterable[float] | None = None,
+        ratio: float = 2.0,
+        finetune: float = 0.5,
+    ) -> Schedule:
+        """Stages that each divide the resource by about the same ratio.
+
+        Args:
+            budget: the last level.
+            steps: optimizer steps in all, at least 2 per stage.
+            levels: the levels before the last; None takes as many as bring each stage's ratio to
+                ``ratio`` at most (fewer where there are too few steps).
+            ratio: largest ratio of two levels in a row, above 1.
+            finetune: share of each stage that fine-tunes, in [0, 1). The last stage is twice as
+                long as the others.
+
+        Raises:
+            ValueError: an argument outside its range.
+        """
+        if not 0 < budget <= 1:
+            raise ValueError(f"budget must be in (0, 1], got {budget!r}")
+        if not ratio > 1:
+            raise ValueError(f"ratio must be above 1, got {ratio!r}")
+        if not 0 <= finetune < 1:
+            raise ValueError(f"finetune must be in [0, 1), got {finetune!r}")
+        if levels is None:
+            number = max(1, math.ceil(math.log(1 / budget) / math.log(ratio) - 1e-9))
+            number = max(1, min(number, steps // 2 - 1))
+            levels = [budget ** (i / number) for i in range(1, number)]
+        levels = [*levels, budget]
+        shares = [1] * (len(levels) - 1) + [2]
+        if steps < 2 * len(levels):
+            raise ValueError(f"steps must be at least {2 * len(levels)}, got {steps!r}")
+        stages, spent, done = [], 0, 0
+        for level, share in zip(levels, shares, strict=True):
+            done += share
+            length = round(steps * done / sum(shares)) - spent
+            spent += length
+            tuned = min(int(length * finetune), length - 1)
+            stages.append(Stage(level, length - tuned, tuned))
+        return cls(tuple(stages))
+
+    @classmethod
+    def one_go(cls, budget: float, compress_steps: int, finetune_steps: int) -> Schedule:
+        """One compression down to the budget, then fine-tuning."""
+        return cls((Stage(budget, compress_steps, finetune_steps),))

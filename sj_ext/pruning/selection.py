@@ -1,0 +1,513 @@
+"""The smallest weights of many tensors, exactly, without gathering or sorting them.
+
+Weights are ordered by (magnitude, tensor, index), so that ties have one order everywhere, and the
+``k`` smallest are exactly ``k`` in number. A sorted sample brackets the wanted ranks; one pass over
+the tensors then counts what lies below the bracket, sums its squares, and takes out the few weights
+inside, among which the ranks are found. If the ranks lie outside the bracket it is widened and the
+pass repeated, so that the sample decides the time and never the result. Many equal weights at the
+lower end of the bracket are counted and not taken out.
+
+The pass goes over blocks that stay in the processor's cache. Results do not depend on the number of
+threads: each block's sum is formed alone and the blocks are added in order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+__all__ = ["Cut", "Ranking", "cut_mask_", "flat", "scale_between_", "smallest_count", "zero_below_"]
+
+#: weights per block of a pass: block and scratch fit into a core's second-level cache
+BLOCK = 1 << 17
+#: below this many weights everything is taken out in one go
+SMALL = 1 << 15
+#: wanted size of the sample
+SAMPLE = 1 << 20
+
+
+class Cut(NamedTuple):
+    """A place in the order: the first weight that is kept. All keys below it are cut."""
+
+    magnitude: float
+    tensor: int
+    index: int
+
+
+def flat(tensor: torch.Tensor) -> torch.Tensor:
+    """A one-dimensional view of a dense tensor, in the order of its memory.
+
+    Raises:
+        ValueError: the tensor has gaps or overlaps.
+    """
+    tensor = tensor.detach()
+    order = sorted(range(tensor.dim()), key=lambda d: (-tensor.stride(d), tensor.size(d) == 1))
+    try:
+        return tensor.permute(order).view(-1)
+    except RuntimeError as error:
+        raise ValueError(
+            f"a weight must be dense in memory, got shape {tuple(tensor.shape)} with strides "
+            f"{tensor.stride()}"
+        ) from error
+
+
+def key_dtype(tensors: Sequence[torch.Tensor]) -> np.dtype:
+    """The dtype in which magnitudes are compared: exact for every tensor."""
+    wide = any(tensor.dtype == torch.float64 for tensor in tensors)
+    return np.dtype(np.float64 if wide else np.float32)
+
+
+class _Block(NamedTuple):
+    count: int
+    energy: float
+    index: np.ndarray
+    magnitude: np.ndarray
+
+
+def _scan_numpy(block: np.ndarray, low, high, scratch) -> _Block:
+    size = len(block)
+    magnitude, below, inside = (buffer[:size] for buffer in scratch)
+    np.abs(block, out=magnitude)
+    np.less_equal(magnitude, low, out=below)
+    count = int(np.count_nonzero(below))
+    np.less_equal(magnitude, high, out=inside)
+    np.not_equal(inside, below, out=inside)
+    index = np.flatnonzero(inside)
+    taken = magnitude[index]
+    # the squares of what is above are those of the bound: cheaper than a product with a mask
+    bound = max(low, low.dtype.type(0))
+    np.clip(block, -bound, bound, out=magnitude)
+    # the scratch is aligned to cache lines, so that the order of the sum is the same in every run
+    aligned = torch.from_numpy(magnitude)
+    energy = float(torch.dot(aligned, aligned)) - float(bound) ** 2 * (size - count)
+    return _Block(count, max(energy, 0.0) if energy == energy else energy, index, taken)
+
+
+def _scan_torch(block: torch.Tensor, low, high, dtype) -> _Block:
+    kind = _torch_kind(dtype)
+    magnitude = block.to(kind).abs()
+    below = magnitude <= float(low)
+    index = (magnitude <= float(high)).logical_xor_(below).nonzero().squeeze(1)
+    taken = magnitude[index]
+    magnitude *= below
+    energy = torch.dot(magnitude, magnitude)
+    # one transfer for all numbers of the block
+    numbers = torch.stack((below.sum().double(), energy.double())).tolist()
+    return _Block(int(numbers[0]), numbers[1], index.cpu().numpy(), taken.cpu().numpy())
+
+
+def _blocks(tensors: Sequence[torch.Tensor]) -> list[tuple[int, int, int]]:
+    jobs = []
+    for i, tensor in enumerate(tensors):
+        # a device is slow to start and quick to run: larger blocks there
+        step = BLOCK if tensor.device.type == "cpu" else BLOCK << 8
+        jobs += [(i, at, min(at + step, len(tensor))) for at in range(0, len(tensor), step)]
+    return jobs
+
+
+def _numpy_views(tensors: Sequence[torch.Tensor], dtype: np.dtype) -> list[np.ndarray | None]:
+    kind = _torch_kind(dtype)
+    return [t.numpy() if t.device.type == "cpu" and t.dtype == kind else None for t in tensors]
+
+
+def _over_blocks(tensors, dtype, scan_numpy, scan_torch) -> list:
+    """One pass: a result per block, in order, over as many threads as torch uses."""
+    jobs = _blocks(tensors)
+    views = _numpy_views(tensors, dtype)
+
+    def run(part):
+        scratch = (
+            torch.empty(BLOCK, dtype=_torch_kind(dtype)).numpy(),
+            torch.empty(BLOCK, dtype=torch.bool).numpy(),
+            torch.empty(BLOCK, dtype=torch.bool).numpy(),
+        )
+        results = []
+        with np.errstate(invalid="ignore"):
+            for i, start, stop in part:
+                if views[i] is not None:
+                    results.append(scan_numpy(views[i][start:stop], scratch))
+                else:
+                    results.append(scan_torch(tensors[i][start:stop]))
+        return results
+
+    threads = min(torch.get_num_threads(), math.ceil(len(jobs) / 4))
+    if threads <= 1 or any(view is None for view in views):
+        return list(zip(jobs, run(jobs), strict=True))
+    share = math.ceil(len(jobs) / threads)
+    parts = [jobs[at : at + share] for at in range(0, len(jobs), share)]
+    with ThreadPoolExecutor(len(parts)) as pool:
+        results = [result for part in pool.map(run, parts) for result in part]
+    return list(zip(jobs, results, strict=True))
+
+
+class Ranking:
+    """The weights of ranks ``first`` to ``last`` (1 is the smallest) and sums over those below.
+
+    Args:
+        tensors: one-dimensional tensors, in the order that ties have.
+        first: smallest rank that will be asked for; 0 asks for nothing below rank 1.
+        last: largest rank that will be asked for, at most the number of weights.
+
+    Raises:
+        ValueError: ranks outside the tensors, or weights that are NaN or infinite; the error's
+            ``tensors`` attribute then lists which tensors hold them.
+    """
+
+    def __init__(self, tensors: Sequence[torch.Tensor], first: int, last: int):
+        self.tensors = list(tensors)
+        self.dtype = key_dtype(self.tensors)
+        self.total = sum(len(tensor) for tensor in self.tensors)
+        if not 0 <= first <= last <= self.total:
+            raise ValueError(
+                f"ranks must satisfy 0 <= first <= last <= {self.total}, got {first} and {last}"
+            )
+        self.first, self.last = first, last
+        #: passes that were needed
+        self.passes = 0
+        self._below_counts: list[int] | None = None
+        self._find(max(first, 1), max(last, 1))
+
+    # ---- the bracket -------------------------------------------------------------------------
+
+    def _find(self, first: int, last: int) -> None:
+        sample = self._sample()
+        n = len(sample)
+        # five standard deviations of a rank in a random sample
+        shares = (first / self.total, last / self.total)
+        spread = [0 if n == self.total else 5 * math.sqrt(n * p * (1 - p)) for p in shares]
+        low_margin, high_margin = spread[0] + 2, spread[1] + 2
+        while True:
+            at = n * (first - 1) / self.total - low_margin
+            to = n * last / self.total + high_margin
+            low = sample[math.floor(at)] if at >= 0 else -1.0
+            high = sample[math.ceil(to)] if math.ceil(to) < n else np.inf
+            if self.total <= SMALL:
+                low, high = -1.0, np.inf
+            self._scan(low, high)
+            if self.le < first or low < 0:
+                low_fits = True
+            else:  # too much at or below the lower end: is it a mass of equal weights?
+                self._ties()
+                low_fits = sum(self._below_counts) < first
+            high_fits = self.le + len(self.magnitude) >= last or high == np.inf
+            if low_fits and high_fits:
+                return
+            low_margin *= 1 if low_fits else 4
+            high_margin *= 1 if high_fits else 4
+
+    def _sample(self) -> np.ndarray:
+        stride = max(1, self.total // SAMPLE) | 1  # odd: no resonance with kernel sizes of 2^n
+        kind = torch.float64 if self.dtype == np.float64 else torch.float32
+        parts, offset = [], 0
+        for tensor in self.tensors:
+            start = (-offset) % stride
+            parts.append(tensor[start::stride].to(kind).abs().cpu().numpy())
+            offset += len(tensor)
+        sample = np.concatenate(parts)
+        sample.sort()
+        return sample
+
+    def _scan(self, low, high) -> None:
+        self.passes += 1
+        low, high = self.dtype.type(low), self.dtype.type(high)
+        results = _over_blocks(
+            self.tensors,
+            self.dtype,
+            lambda block, scratch: _scan_numpy(block, low, high, scratch),
+            lambda block: _scan_torch(block, low, high, self.dtype),
+        )
+        size = len(self.tensors)
+        self.low = float(low)
+        self.le_counts, self.le_energy, inside = [0] * size, [0.0] * size, [0] * size
+        for (i, _, _), block in results:
+            self.le_counts[i] += block.count
+            self.le_energy[i] += block.energy
+            inside[i] += len(block.index)
+        self.le = sum(self.le_counts)
+        # inside the bracket: magnitudes in the order of ties, and sorted; where each tensor's begin
+        self.starts = np.concatenate([[0], np.cumsum(inside)]).astype(int)
+        self.magnitude = np.concatenate([block.magnitude for _, block in results])
+        self.ordered = np.sort(self.magnitude)
+        self._found = [(start, block.index) for (_, start, _), block in results]
+        self._below_counts = None
+        self._check_finite()
+
+    def _check_finite(self) -> None:
+        bad = [i for i, energy in enumerate(self.le_energy) if not math.isfinite(energy)]
+        if bad:
+            error = ValueError("weights are NaN or infinite")
+            error.tensors = bad
+            raise error
+
+    def _ties(self) -> None:
+        """Count what is strictly below the lower end; the rest of ``le`` equals it."""
+        low = self.dtype.type(self.low)
+
+        def count_numpy(block, scratch):
+            magnitude, below = scratch[0][: len(block)], scratch[1][: len(block)]
+            np.abs(block, out=magnitude)
+            np.less(magnitude, low, out=below)
+            return int(np.count_nonzero(below))
+
+        def count_torch(block):
+            kind = torch.float64 if self.dtype == np.float64 else torch.float32
+            return int((block.to(kind).abs() < float(low)).sum())
+
+        self.passes += 1
+        self._below_counts = [0] * len(self.tensors)
+        for (i, _, _), count in _over_blocks(self.tensors, self.dtype, count_numpy, count_torch):
+            self._below_counts[i] += count
+
+    # ---- answers -----------------------------------------------------------------------------
+
+    def covers(self, rank: int) -> bool:
+        """Can :meth:`magnitude_at` answer for this rank?"""
+        below = self.le if self._below_counts is None else sum(self._below_counts)
+        return below < rank <= self.le + len(self.magnitude)
+
+    def _split(self, count: int) -> tuple[float, int]:
+        """Magnitude of rank ``count`` inside the bracket, and how many of its equals are cut."""
+        magnitude = self.ordered[count - self.le - 1]
+        return magnitude, count - self.le - int(np.searchsorted(self.ordered, magnitude))
+
+    def magnitude_at(self, rank: int) -> float:
+        """The magnitude of rank ``rank``; infinity one past the last weight."""
+        if rank == self.total + 1:
+            return math.inf
+        self._require(rank)
+        return self.low if rank <= self.le else float(self._split(rank)[0])
+
+    def _require(self, rank: int) -> None:
+        if not self.covers(rank):
+            raise ValueError(f"rank must be in {self.first}..{self.last}, got {rank}")
+
+    def _place(self, inside: int) -> tuple[int, int]:
+        """Tensor and index of a weight, from its place inside the bracket."""
+        tensor = int(np.searchsorted(self.starts, inside, side="right")) - 1
+        for start, index in self._found:
+            if inside < len(index):
+                return tensor, start + int(index[inside])
+            inside -= len(index)
+        raise RuntimeError("a place outside the bracket")
+
+    def _tied(self, count: int) -> list[int]:
+        """How many weights equal to the lower end are cut, per tensor (for ``count < le``)."""
+        if self._below_counts is None:
+            self._ties()
+        left = count - sum(self._below_counts)
+        if left < 0:
+            raise ValueError(f"rank must be in {self.first}..{self.last}, got {count}")
+        cut = []
+        for le, below in zip(self.le_counts, self._below_counts, strict=True):
+            cut.append(min(left, le - below))
+            left -= cut[-1]
+        return cut
+
+    def counts(self, count: int) -> list[int]:
+        """How many of the ``count`` smallest weights each tensor holds."""
+        if count == 0:
+            return [0] * len(self.tensors)
+        if count < self.le:
+            tied = self._tied(count)
+            return [below + t for below, t in zip(self._below_counts, tied, strict=True)]
+        if count == self.le:
+            return list(self.le_counts)
+        magnitude, equals = self._split(count)
+        counts = []
+        for le, start, stop in zip(self.le_counts, self.starts, self.starts[1:], strict=False):
+            part = self.magnitude[start:stop]
+            tied = min(equals, int(np.count_nonzero(part == magnitude)))
+            counts.append(le + int(np.count_nonzero(part < magnitude)) + tied)
+            equals -= tied
+        return counts
+
+    def energy(self, count: int) -> float:
+        """The sum of the squares of the ``count`` smallest weights."""
+        if count == 0:
+            return 0.0
+        if count < self.le:
+            tied = sum(self._tied(count))
+            equal = self.le - sum(self._below_counts)
+            return math.fsum(self.le_energy) - (equal - tied) * self.low**2
+        inside = self.ordered[: count - self.le].astype(np.float64)
+        return math.fsum(self.le_energy) + float(np.einsum("i,i->", inside, inside))
+
+    def energies(self, count: int) -> list[float]:
+        """As :meth:`energy`, for each tensor."""
+        if count == 0:
+            return [0.0] * len(self.tensors)
+        if count < self.le:
+            tied = self._tied(count)
+            counts = zip(self.le_energy, self.le_counts, self._below_counts, tied, strict=True)
+            return [energy - (le - below - t) * self.low**2 for energy, le, below, t in counts]
+        if count == self.le:
+            return list(self.le_energy)
+        magnitude, equals = self._split(count)
+        energies = []
+        spans = zip(self.le_energy, self.starts, self.starts[1:], strict=False)
+        for energy, start, stop in spans:
+            part = self.magnitude[start:stop]
+            tied = min(equals, int(np.count_nonzero(part == magnitude)))
+            inside = part[part < magnitude].astype(np.float64)
+            energies.append(
+                energy + float(np.einsum("i,i->", inside, inside)) + tied * float(magnitude) ** 2
+            )
+            equals -= tied
+        return energies
+
+    def cut(self, count: int) -> Cut:
+        """The place in the order below which exactly ``count`` weights lie."""
+        if count == 0:
+            return Cut(0.0, 0, 0)
+        if count >= self.total:
+            return Cut(math.inf, 0, 0)
+        if count < self.le or (count == self.le and self._below_counts is not None):
+            tied = self._tied(count)
+            last = max((i for i, t in enumerate(tied) if t), default=None)
+            if last is None:  # nothing of the equals is cut
+                return Cut(self.low, 0, 0)
+            return Cut(self.low, last, self._tie_index(last, tied[last]) + 1)
+        if count == self.le:  # everything at the lower end is cut, nothing above it
+            return Cut(self.low, len(self.tensors), 0)
+        magnitude, equals = self._split(count)
+        tensor, index = self._place(int(np.flatnonzero(self.magnitude == magnitude)[equals - 1]))
+        return Cut(float(magnitude), tensor, index + 1)
+
+    def _tie_index(self, tensor: int, number: int) -> int:
+        """Index of the ``number``-th weight of a tensor that equals the lower end."""
+        values = self.tensors[tensor]
+        for at in range(0, len(values), BLOCK):
+            hits = (values[at : at + BLOCK].abs().double() == self.low).nonzero().squeeze(1)
+            if number <= len(hits):
+                return at + int(hits[number - 1])
+            number -= len(hits)
+        raise RuntimeError("weights changed during the selection")
+
+
+def _bounds(cut: Cut, tensor: int, size: int, dtype: np.dtype) -> list[tuple[slice, float]]:
+    """Parts of a tensor and the largest magnitude that is cut in each; below 0: none."""
+    at = dtype.type(cut.magnitude)
+    before = float(np.nextafter(at, dtype.type(-1))) if cut.magnitude > 0 else -1.0
+    if tensor < cut.tensor:
+        return [(slice(0, size), float(at))]
+    if tensor > cut.tensor or cut.index == 0:
+        return [(slice(0, size), before)]
+    return [(slice(0, cut.index), float(at)), (slice(cut.index, size), before)]
+
+
+def _torch_kind(dtype: np.dtype) -> torch.dtype:
+    return torch.float64 if dtype == np.float64 else torch.float32
+
+
+def _above(piece: torch.Tensor, bound: float, dtype: np.dtype) -> torch.Tensor:
+    """Where the magnitude exceeds ``bound``; a bound need not exist in the tensor's own dtype."""
+    return piece.to(_torch_kind(dtype)).abs() > bound
+
+
+@torch.no_grad()
+def zero_below_(tensors: Sequence[torch.Tensor], cut: Cut) -> None:
+    """Set every weight below ``cut`` to zero, in place, in one pass."""
+    dtype = key_dtype(tensors)
+    for i, tensor in enumerate(tensors):
+        for part, bound in _bounds(cut, i, len(tensor), dtype):
+            piece = tensor[part]
+            if bound == math.inf:
+                piece.zero_()
+            elif bound >= 0 and piece.dtype == _torch_kind(dtype):
+                torch.ops.aten.hardshrink.out(piece, bound, out=piece)
+            elif bound >= 0:
+                piece.mul_(_above(piece, bound, dtype))
+
+
+@torch.no_grad()
+def cut_mask_(masks: Sequence[torch.Tensor], tensors: Sequence[torch.Tensor], cut: Cut) -> None:
+    """Write True where a weight is at or above ``cut``, False below it."""
+    dtype = key_dtype(tensors)
+    for i, (mask, tensor) in enumerate(zip(masks, tensors, strict=True)):
+        _mask_one_(mask, tensor, i, cut, dtype)
+
+
+def _mask_one_(mask, tensor, number: int, cut: Cut, dtype: np.dtype) -> None:
+    for part, bound in _bounds(cut, number, len(tensor), dtype):
+        for at in range(part.start, part.stop, BLOCK << 3):
+            piece = slice(at, min(at + (BLOCK << 3), part.stop))
+            mask[piece] = _above(tensor[piece], bound, dtype)
+
+
+@torch.no_grad()
+def scale_between_(
+    tensors: Sequence[torch.Tensor], low: Cut, high: Cut, factors: Sequence[float]
+) -> None:
+    """Multiply the weights from ``low`` to below ``high`` by their tensor's factor, in place."""
+    for i, tensor in enumerate(tensors):
+        kept = torch.empty((2, len(tensor)), dtype=torch.bool, device=tensor.device)
+        _mask_one_(kept[0], tensor, i, low, key_dtype(tensors))
+        _mask_one_(kept[1], tensor, i, high, key_dtype(tensors))
+        index = (kept[0] ^ kept[1]).nonzero().squeeze(1)
+        if len(index):
+            tensor[index] *= factors[i]
+
+
+def smallest_count(
+    tensors: Sequence[torch.Tensor], enough: Callable[[list[int]], bool]
+) -> tuple[int, list[int]]:
+    """The smallest number of weights to cut for which ``enough(cut per tensor)`` is True.
+
+    Bisection over the bit patterns of magnitudes (which are ordered as the magnitudes are), then
+    over the weights that equal the one found: at most 32 or 64 passes.
+
+    Args:
+        tensors: one-dimensional tensors.
+        enough: False for few and True for many; it must hold when all are cut.
+    """
+    dtype = key_dtype(tensors)
+    bits = np.uint64 if dtype == np.float64 else np.uint32
+
+    def counted(bound) -> list[int]:
+        def by_numpy(block, scratch):
+            magnitude, below = scratch[0][: len(block)], scratch[1][: len(block)]
+            np.abs(block, out=magnitude)
+            np.less_equal(magnitude, bound, out=below)
+            return int(np.count_nonzero(below))
+
+        def by_torch(block):
+            kind = _torch_kind(dtype)
+            return int((block.to(kind).abs() <= float(bound)).sum())
+
+        counts = [0] * len(tensors)
+        for (i, _, _), count in _over_blocks(tensors, dtype, by_numpy, by_torch):
+            counts[i] += count
+        return counts
+
+    none = [0] * len(tensors)
+    if enough(none):
+        return 0, none
+    low, high = -1, int(np.array(np.finfo(dtype).max, dtype).view(bits))
+    below, upto = none, [len(tensor) for tensor in tensors]
+    while high - low > 1:
+        middle = (low + high) // 2
+        counts = counted(np.array(middle, bits).view(dtype)[()])
+        if enough(counts):
+            high, upto = middle, counts
+        else:
+            low, below = middle, counts
+    equals = [u - b for u, b in zip(upto, below, strict=True)]
+
+    def with_equals(number: int) -> list[int]:
+        counts = []
+        for b, e in zip(below, equals, strict=True):
+            counts.append(b + min(number, e))
+            number -= min(number, e)
+        return counts
+
+    low, high = 0, sum(equals)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(with_equals(middle)) else (middle, high)
+    counts = with_equals(high)
+    return sum(counts), counts

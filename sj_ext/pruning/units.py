@@ -1,0 +1,153 @@
+"""What is cut: single weights, or whole output channels."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .layers import TRANSPOSED
+from .masks import mask_of, parameter_of
+from .selection import Cut, cut_mask_, flat, scale_between_, zero_below_
+
+__all__ = ["Channels", "Weights", "channels_first"]
+
+
+class Weights:
+    """Every weight is a unit; its magnitude is its absolute value.
+
+    Args:
+        modules: layers with masks, one per weight tensor.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module]):
+        self.modules = list(modules)
+        self.sizes = [parameter_of(module).numel() for module in self.modules]
+        #: weights per unit, by layer
+        self.weights = [1] * len(self.modules)
+        #: units that may be cut, by layer
+        self.most = list(self.sizes)
+
+    def magnitudes(self, layers: Sequence[int]) -> list[torch.Tensor]:
+        """One-dimensional tensors, in the order of ties; here views of the weights."""
+        return [flat(parameter_of(self.modules[i])) for i in layers]
+
+    def zero(self, layers: Sequence[int], cut: Cut) -> None:
+        """Set the units below the cut to zero."""
+        zero_below_(self.magnitudes(layers), cut)
+
+    def shrink(self, layers: Sequence[int], low: Cut, high: Cut, factors: Sequence[float]) -> None:
+        """Multiply the units from ``low`` to below ``high`` by their layer's factor."""
+        scale_between_(self.magnitudes(layers), low, high, factors)
+
+    def write_masks(self, layers: Sequence[int], cut: Cut) -> None:
+        """Masks that are False below the cut."""
+        tensors = self.magnitudes(layers)
+        # in the weight's own memory layout, which a loaded or moved mask need not have
+        masks = [torch.empty_like(parameter_of(self.modules[i]), dtype=torch.bool) for i in layers]
+        cut_mask_([flat(mask) for mask in masks], tensors, cut)
+        for i, mask in zip(layers, masks, strict=True):
+            mask_of(self.modules[i]).mask.copy_(mask)
+
+    def hold(self) -> None:
+        """Put the zeros of closed masks back, for example after a step with momentum."""
+        for module in self.modules:
+            parameter_of(module).detach().mul_(mask_of(module).mask)
+
+
+def channels_first(module: nn.Module, weight: torch.Tensor) -> torch.Tensor:
+    """A view ``[out_channels, ...]`` of the weight; needs one group where it is transposed."""
+    return weight.transpose(0, 1) if isinstance(module, TRANSPOSED) else weight
+
+
+class Channels(Weights):
+    """Every output channel is a unit; its magnitude is the root mean square of its weights.
+
+    A cut channel is silent: its bias is zero too, and so are scale and shift of the batch
+    normalisation that the same parent module holds right after the layer. Each layer keeps its
+    strongest channel.
+
+    Args:
+        modules: layers with masks.
+        norms: per layer the normalisation that follows it, or None.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module], norms: Sequence[_BatchNorm | None]):
+        super().__init__(modules)
+        self.norms = list(norms)
+        for module in self.modules:
+            if isinstance(module, TRANSPOSED) and module.groups > 1:
+                raise ValueError(
+                    f"granularity 'channel' needs groups=1 in transposed convolutions, got {module}"
+                )
+        self.sizes = [len(self._rows(i)) for i in range(len(self.modules))]
+        self.weights = [self._rows(i)[0].numel() for i in range(len(self.modules))]
+        self.most = [size - 1 for size in self.sizes]
+
+    def _rows(self, i: int) -> torch.Tensor:
+        return channels_first(self.modules[i], parameter_of(self.modules[i]).detach())
+
+    def magnitudes(self, layers):
+        scores = []
+        for i in layers:
+            score = self._rows(i).flatten(1).double().square().mean(1).sqrt()
+            if not score.isfinite().all():
+                error = ValueError("weights are NaN or infinite")
+                error.tensors = [list(layers).index(i)]
+                raise error
+            score[score.argmax()] = 1e150  # the strongest stays; its square is finite too
+            scores.append(score)
+        return scores
+
+    def _cuts(self, layers, cut: Cut) -> list[torch.Tensor]:
+        scores = self.magnitudes(layers)
+        kept = [torch.empty_like(score, dtype=torch.bool) for score in scores]
+        cut_mask_(kept, scores, cut)
+        return kept
+
+    def _silence(self, i: int, kept: torch.Tensor) -> None:
+        rows = self._rows(i)
+        rows.mul_(kept.view(-1, *[1] * (rows.dim() - 1)))
+        norm = self.norms[i]
+        for vector in (self.modules[i].bias, *((norm.weight, norm.bias) if norm else ())):
+            if vector is not None:
+                vector.detach().mul_(kept)
+
+    def zero(self, layers, cut):
+        for i, kept in zip(layers, self._cuts(layers, cut), strict=True):
+            self._silence(i, kept)
+
+    def shrink(self, layers, low, high, factors):
+        below, upto = self._cuts(layers, low), self._cuts(layers, high)
+        for i, inner, outer, factor in zip(layers, below, upto, factors, strict=True):
+            rows, between = self._rows(i), inner & ~outer
+            rows[between] *= factor
+
+    def write_masks(self, layers, cut):
+        for i, kept in zip(layers, self._cuts(layers, cut), strict=True):
+            mask = channels_first(self.modules[i], mask_of(self.modules[i]).mask)
+            mask.copy_(kept.view(-1, *[1] * (mask.dim() - 1)).expand_as(mask))
+
+    def hold(self):
+        for i, module in enumerate(self.modules):
+            mask = channels_first(module, mask_of(module).mask)
+            self._silence(i, mask.flatten(1).any(1))
+
+
+def following_norms(model: nn.Module, modules: Sequence[nn.Module]) -> list[_BatchNorm | None]:
+    """Per layer the batch normalisation right after it in the same parent, where sizes agree."""
+    after = {}
+    for parent in model.modules():
+        children = list(parent.children())
+        for module, nxt in itertools.pairwise(children):
+            if isinstance(nxt, _BatchNorm):
+                after[module] = nxt
+    norms = []
+    for module in modules:
+        norm = after.get(module)
+        size = getattr(module, "out_channels", getattr(module, "out_features", None))
+        norms.append(norm if norm is not None and norm.num_features == size else None)
+    return norms
