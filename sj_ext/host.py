@@ -194,7 +194,7 @@ else:
             given = names.get(str(value.dtype).removeprefix("torch."))
             if given is None or not declared.startswith(given):
                 raise TypeError(
-                    f"{key} of kernel {kernel.kernel_name} is declared {declared}, got {value.dtype}"
+                    f"{key} of {kernel.kernel_name} is declared {declared}, got {value.dtype}"
                 )
 
 

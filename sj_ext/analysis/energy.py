@@ -33,7 +33,7 @@ class LayerOperations(NamedTuple):
     rate: float
     #: multiply-accumulates of a dense computation
     dense: int
-    #: accumulations: weights added for spikes
+    #: accumulations: weights other than 0 added for spikes
     acs: int
     #: multiply-accumulates that remain, because the input is not binary
     macs: int
@@ -75,7 +75,8 @@ def synaptic_operations(model: nn.Module, x: torch.Tensor) -> SynapticOperations
     """Count the synaptic operations of ``model(x)``.
 
     Convolutions and linear layers count, wherever they stand in the network; a layer that several
-    places or steps share counts each time it runs. Biases, neurons, normalisation and pooling do
+    places or steps share counts each time it runs. A weight that is 0, in a pruned layer, costs
+    nothing. Biases, neurons, normalisation and pooling do
     not: they cost one operation per neuron, where a synapse costs its fan-in. On SpikingJelly 2.x
     the accumulations equal those of its ``op_counter.ACCounter`` for these layers.
 
@@ -118,15 +119,17 @@ def synaptic_operations(model: nn.Module, x: torch.Tensor) -> SynapticOperations
 def _operations(name, module, x, output) -> LayerOperations:
     dense = output.numel() * module.weight[0].numel()
     rate = float((x != 0).double().mean())
+    kept = (module.weight != 0).double()
     if bool(((x == 0) | (x == 1)).all()):
-        return LayerOperations(name, rate, dense, acs=_additions(module, x), macs=0)
-    return LayerOperations(name, rate, dense, acs=0, macs=dense)
+        return LayerOperations(name, rate, dense, acs=_additions(module, x, kept), macs=0)
+    return LayerOperations(name, rate, dense, acs=0, macs=round(dense * float(kept.mean())))
 
 
-def _additions(module: nn.Module, spikes: torch.Tensor) -> int:
-    """Pairs of a spike and an output that it reaches."""
+def _additions(module: nn.Module, spikes: torch.Tensor, kept: torch.Tensor) -> int:
+    """Triples of a spike, an output that it reaches and a weight between them that is not 0."""
+    spikes = spikes.double()
     if isinstance(module, nn.Linear):
-        return int(spikes.sum(dtype=torch.float64)) * module.out_features
+        return int((spikes.flatten(0, -2).sum(0) * kept.sum(0)).sum())
     convolve = next(f for kind, f in _CONVOLUTIONS.items() if isinstance(module, kind))
     dims = len(module.kernel_size)
     if spikes.dim() == dims + 3:  # [T, N, C, *] of a SpikingJelly layer in multi-step mode
@@ -136,9 +139,7 @@ def _additions(module: nn.Module, spikes: torch.Tensor) -> int:
         mode = module.padding_mode
         spikes = F.pad(spikes, module._reversed_padding_repeated_twice, mode=mode)
         padding = 0
-    # One output channel per group with weights of 1 counts the spikes under each window.
-    ones = torch.ones(module.groups, *module.weight.shape[1:], device=spikes.device)
-    counts = convolve(
-        spikes.float(), ones, None, module.stride, padding, module.dilation, module.groups
-    )
-    return int(counts.sum(dtype=torch.float64)) * (module.out_channels // module.groups)
+    # One output channel per group, whose weights count the output channels that a spike reaches.
+    reached = kept.unflatten(0, (module.groups, -1)).sum(1)
+    counts = convolve(spikes, reached, None, module.stride, padding, module.dilation, module.groups)
+    return int(counts.sum())

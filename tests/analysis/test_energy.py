@@ -78,3 +78,27 @@ def test_training_mode_and_empty_networks_are_refused():
         synaptic_operations(nn.Linear(2, 2), torch.ones(1, 2))
     with pytest.raises(RuntimeError, match="no convolution"):
         synaptic_operations(nn.Identity().eval(), torch.ones(1, 2))
+
+
+def test_weights_of_zero_cost_nothing():
+    """Against a count in the open: spikes times the weights other than 0 that each one meets."""
+    conv = nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2, bias=False).eval()
+    linear = nn.Linear(10, 7, bias=False).eval()
+    for layer in (conv, linear):
+        with torch.no_grad():
+            layer.weight.mul_(torch.rand_like(layer.weight) < 0.3)
+    for layer, x in ((conv, torch.rand(2, 4, 7, 7)), (linear, torch.rand(3, 5, 10))):
+        spikes = (x < 0.4).float()
+        counting = type(layer)(*_shape_of(layer)).requires_grad_(False)
+        counting.weight.copy_(layer.weight != 0)
+        want = int(counting(spikes).double().sum())
+        got = synaptic_operations(layer, spikes)
+        assert got.acs == want > 0
+        macs = synaptic_operations(layer, x + 0.1).macs
+        assert macs == round(got.dense * float((layer.weight != 0).double().mean()))
+
+
+def _shape_of(layer):
+    if isinstance(layer, nn.Linear):
+        return layer.in_features, layer.out_features, False
+    return 4, 6, 3, 2, 1, 1, 2, False
