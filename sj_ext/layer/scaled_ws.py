@@ -51,9 +51,9 @@ def standardize_backward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     r"""Gradients of the weight and of the gain from the gradient of the standardised weight.
 
-    With :math:`z = (w - m) k`, :math:`k = (n \mathrm{var} + \epsilon)^{-1/2}` and :math:`h = g` times
-    the incoming gradient: :math:`\partial w = k (h - \mathrm{mean}(h) - z \sum h z)`, because the
-    scaled variance is the sum of squares of :math:`w - m`.
+    With :math:`z = (w - m) k`, :math:`k = (n \mathrm{var} + \epsilon)^{-1/2}` and :math:`h = g`
+    times the incoming gradient: :math:`\partial w = k (h - \mathrm{mean}(h) - z \sum h z)`,
+    because the scaled variance is the sum of squares of :math:`w - m`.
     """
     dims = tuple(range(1, weight.dim()))
     z, scale = _centred(weight, eps)
@@ -174,8 +174,8 @@ class ScaledWSConv2d(host.layer.Conv2d):
         )
         if self.weight[0].numel() < 2:
             raise ValueError(
-                "in_channels / groups * kernel_size must give at least 2 weights per output channel "
-                f"(one alone has no variance to divide by), got in_channels={in_channels}, "
+                "in_channels / groups * kernel_size must give at least 2 weights per output channel"
+                f" (one alone has no variance to divide by), got in_channels={in_channels}, "
                 f"groups={groups}, kernel_size={kernel_size}"
             )
         if not eps > 0:
