@@ -271,6 +271,7 @@ class TemporalReversible(host.base.MemoryModule):
     @torch.compiler.disable(recursive=False)
     def _run(self, inputs, index, num_steps: int, states) -> tuple[torch.Tensor, tuple]:
         *potentials, steps_done = states
+        _check_batch(inputs[0] if index is not None else inputs[0][0], potentials[0])
         decays, decay_index = self._decays_of(steps_done, num_steps)
         if self.chunk > 1:
             self._check_batch_statistics()
@@ -376,6 +377,14 @@ def _inputs(x_seq) -> tuple[list[torch.Tensor], list[int] | None, int]:
     unique = list({id(x): x for x in x_seq}.values())
     place = {id(x): i for i, x in enumerate(unique)}
     return unique, [place[id(x)] for x in x_seq], len(x_seq)
+
+
+def _check_batch(x: torch.Tensor, state: torch.Tensor | None) -> None:
+    if state is not None and x.dim() and state.dim() and len(x) != len(state):
+        raise ValueError(
+            f"x has a batch of shape {list(x.shape)}, but the state carried over has shape "
+            f"{list(state.shape)}; a new batch size needs functional.reset_net first"
+        )
 
 
 def _bounded(decay: torch.Tensor, least: float) -> torch.Tensor:
