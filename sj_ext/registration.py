@@ -35,7 +35,7 @@ NAMES: dict[ModuleType, tuple[ModuleType, tuple[str, ...]]] = {
 
 #: sub-modules by the host's package that they go to
 SUBMODULES: dict[ModuleType, dict[str, ModuleType]] = {
-    **({host.model: {"trevsnn": model.trevsnn}} if hasattr(model, "trevsnn") else {}),
+    host.model: {"trevsnn": model.trevsnn},
     sys.modules[HOST_ROOT]: {"pruning": pruning},
 }
 
@@ -64,8 +64,6 @@ def register() -> list[Registration]:
     """
     for place, (source, names) in NAMES.items():
         for name in names:
-            if not hasattr(source, name):
-                continue
             _put(place, name, getattr(source, name))
     for place, modules in SUBMODULES.items():
         for name, module in modules.items():
