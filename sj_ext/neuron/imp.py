@@ -9,7 +9,7 @@ which is put in place of the host's scalar before the first step after a reset. 
 that is the host's own neuron on the host's own kernels, which take :math:`V[0]` and return its
 gradient.
 
-Source: Shen et al., "Rethinking the Membrane Dynamics and Optimization Objectives of Spiking Neural
+Source: "Rethinking the Membrane Dynamics and Optimization Objectives of Spiking Neural
 Networks", NeurIPS 2024.
 """
 
@@ -298,7 +298,7 @@ class IMPIFNode(LearnableInitialPotential, host.neuron.IFNode):
     Raises:
         ValueError: an argument out of range, or an input whose shape does not go with theta's.
 
-    Source: Shen et al., NeurIPS 2024.
+    Source: IMP-SNN, NeurIPS 2024.
     """
 
 
@@ -318,7 +318,7 @@ class IMPLIFNode(LearnableInitialPotential, host.neuron.LIFNode):
     Raises:
         ValueError: an argument out of range, or an input whose shape does not go with theta's.
 
-    Source: Shen et al., NeurIPS 2024.
+    Source: IMP-SNN, NeurIPS 2024.
     """
 
 
@@ -338,7 +338,7 @@ class IMPParametricLIFNode(LearnableInitialPotential, host.neuron.ParametricLIFN
     Raises:
         ValueError: an argument out of range, or an input whose shape does not go with theta's.
 
-    Source: Shen et al., NeurIPS 2024; Fang et al., "Incorporating Learnable Membrane Time Constant
+    Source: IMP-SNN, NeurIPS 2024; Fang et al., "Incorporating Learnable Membrane Time Constant
     to Enhance Learning of Spiking Neural Networks", ICCV 2021.
     """
 
