@@ -23,6 +23,7 @@ import contextlib
 import gc
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -110,16 +111,27 @@ class Run:
         self.best = 0.0
         self.writer = None
 
+    @contextlib.contextmanager
+    def first_process_first(self) -> Iterator[None]:
+        """The other processes go through the body when the first one has."""
+        several = self.world_size > 1
+        if several and self.rank:
+            dist.barrier()
+        yield
+        if several and not self.rank:
+            dist.barrier()
+
     def _make_loaders(self, num_steps: int) -> None:
         args = self.args
-        train, val, self.num_classes = build_datasets(
-            args.dataset,
-            args.data_dir,
-            size=args.size,
-            num_steps=num_steps,
-            rand_augment=args.rand_augment or None,
-            erasing=args.erasing,
-        )
+        with self.first_process_first():  # which downloads and converts
+            train, val, self.num_classes = build_datasets(
+                args.dataset,
+                args.data_dir,
+                size=args.size,
+                num_steps=num_steps,
+                rand_augment=args.rand_augment or None,
+                erasing=args.erasing,
+            )
         self.order = ResumableOrder(
             len(train), args.batch_size, self.rank, self.world_size, args.seed
         )

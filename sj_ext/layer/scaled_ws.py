@@ -144,6 +144,9 @@ class ScaledWSConv2d(host.layer.Conv2d):
     Source: arXiv 2101.08692.
     """
 
+    #: see :func:`sj_ext.parameter_groups`
+    no_weight_decay = frozenset({"gain"})
+
     def __init__(
         self,
         in_channels: int,

@@ -79,6 +79,9 @@ class SpikingBlock(nn.Module):
         ``[N, C, H, W]`` in and out.
     """
 
+    #: see :func:`sj_ext.parameter_groups`
+    no_weight_decay = frozenset({"gamma"})
+
     def __init__(
         self,
         channels: int,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from sj_ext import host, model
+from sj_ext import host, model, parameter_groups
 from sj_ext.functional import sdt_cross_entropy, tet_cross_entropy
 from sj_ext.model import TRevSNN, trevsnn_dvs, trevsnn_small, trevsnn_tiny
 
@@ -181,6 +181,14 @@ def test_the_scale_starts_as_each_norm_wants_it():
 
 def test_no_batch_normalisation_with_ws():
     assert not any(isinstance(m, nn.BatchNorm2d) for m in small_net(norm="ws").modules())
+
+
+def test_weight_decay_leaves_decays_gains_and_scales_alone():
+    net = small_net()
+    names = {id(p): name for name, p in net.named_parameters()}
+    decayed, exempt = ({names[id(p)] for p in g["params"]} for g in parameter_groups(net, 0.1))
+    special = {n for n in names.values() if "decays" in n or n.endswith(("gain", "gamma"))}
+    assert exempt == special and decayed == set(names.values()) - special
 
 
 def test_no_grad_and_inference_mode():
