@@ -2,6 +2,7 @@
 
 from .accuracy import per_step_accuracy, plot_per_step_accuracy
 from .energy import LayerOperations, SynapticOperations, synaptic_operations
+from .gradient import gradient_similarity
 from .memory import ActivationMemory, activation_memory, plot_activation_memory
 from .patterns import (
     firing_patterns,
@@ -16,6 +17,7 @@ __all__ = [
     "SynapticOperations",
     "activation_memory",
     "firing_patterns",
+    "gradient_similarity",
     "pattern_mapping",
     "per_step_accuracy",
     "plot_activation_memory",

@@ -268,7 +268,7 @@ class TemporalReversible(host.base.MemoryModule):
             self._memories[name] = value
         return u_top
 
-    @torch.compiler.disable(recursive=False)
+    @torch.compiler.disable
     def _run(self, inputs, index, num_steps: int, states) -> tuple[torch.Tensor, tuple]:
         *potentials, steps_done = states
         _check_batch(inputs[0] if index is not None else inputs[0][0], potentials[0])
