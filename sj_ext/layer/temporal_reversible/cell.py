@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ... import host
+from ...ops.turn_on.sequence import away_from_zero
 from ...surrogate import Rect
 from .dynamics import Call, roll_out
 from .undo import Options, run_reversibly
@@ -316,7 +317,7 @@ class TemporalReversible(host.base.MemoryModule):
         unique = list({id(a): a for row in rows for a in row}.values())
         place = {id(a): i for i, a in enumerate(unique)}
         index = [[place[id(a)] for a in row] for row in rows]
-        return [_bounded(a, self.min_decay) for a in unique], index
+        return [away_from_zero(a, self.min_decay) for a in unique], index
 
     def _check_steps(self, name: str, available: int, first: int, num_steps: int) -> None:
         if first + num_steps > available:
@@ -385,13 +386,6 @@ def _check_batch(x: torch.Tensor, state: torch.Tensor | None) -> None:
             f"x has a batch of shape {list(x.shape)}, but the state carried over has shape "
             f"{list(state.shape)}; a new batch size needs functional.reset_net first"
         )
-
-
-def _bounded(decay: torch.Tensor, least: float) -> torch.Tensor:
-    """The decay with at least the least magnitude; its gradient passes as if it were the decay."""
-    with torch.no_grad():
-        change = torch.copysign(decay.abs().clamp_min(least), decay) - decay
-    return decay + change
 
 
 def _number(name: str, value, above: float | None = None) -> float:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch.autograd.function import once_differentiable
 
-from ... import surrogate
+from ...ops.windows import rectangular_window
 from .dynamics import Call, Observer, joined, roll_out, run_level, split
 from .record import Bits, Fingerprints, anchor_steps, relative_differences
 from .replay import AutocastState, RandomState, Shadows, equal_states, foreign_leaves
@@ -66,12 +66,6 @@ def _split(sizes: Sequence[int], values: Sequence) -> list[list]:
     return parts
 
 
-def _rectangle(call: Call) -> float | None:
-    """alpha of a rectangular window, None for any other surrogate."""
-    function = call.surrogate_function
-    return float(function.alpha) if type(function) is surrogate.Rect else None
-
-
 class _Needs:
     """What autograd would find to require a gradient."""
 
@@ -107,7 +101,8 @@ class _Recorder(Observer):
 
     def __init__(self, call: Call, options: Options, needs: _Needs, decays, device: torch.device):
         self.call, self.needs, self.options = call, needs, options
-        self.alpha = _rectangle(call)
+        #: height of a rectangular window, None for any other surrogate
+        self.alpha = rectangular_window(call.surrogate_function)
         self.random = RandomState(device)
         self._random_now = self.random.get()
         self._fingerprints = Fingerprints()
