@@ -1,0 +1,224 @@
+"""Which neurons of a spiking ResNet carry the gradient through time.
+
+The network is trained with the full gradient. Now and then the cosine similarity of that gradient
+with four others is taken, in which the temporal gradient is
+
+    kept only at the last neuron of every stage,   kept only at as many other neurons,
+    dropped only at the last neuron of every stage, dropped only at as many other neurons
+
+("others" are drawn anew each time and averaged). Stage ends are key neurons if the first column
+stays higher than the second and the third lower than the fourth.
+
+    python examples/key_neurons.py                       # scikit-learn's digits
+    python examples/key_neurons.py --short
+    python examples/key_neurons.py --data-dir CIFAR10    # train.npz: jpeg, offset, label
+    python examples/key_neurons.py --plot key_neurons.png
+
+Source: figure 2 of "High-Performance Temporal Reversible Spiking Neural Networks with O(L) Training
+Memory and O(1) Inference Cost", ICML 2024, arXiv 2405.16466.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import itertools
+import random
+import statistics
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from sj_ext import host
+from sj_ext.analysis import gradient_similarity
+
+COLUMNS = ("kept at ends", "kept at others", "dropped at ends", "dropped at others")
+
+
+class SpikingResNet(nn.Module):
+    """Four stages of the host's basic blocks, for images of 8 to 32 pixels."""
+
+    def __init__(self, channels: int, num_classes: int, width: int, blocks: int, side: int):
+        super().__init__()
+        self.stem = nn.Sequential(
+            host.layer.Conv2d(channels, width, 3, padding=1, bias=False),
+            host.layer.BatchNorm2d(width),
+            neuron(),
+        )
+        strides = (1, 2, 2, 2) if side >= 32 else (1, 2, 1, 2)
+        stages, below = [], width
+        for i, stride in enumerate(strides):
+            stages.append(stage(below, width * 2**i, blocks, stride))
+            below = width * 2**i
+        self.stages = nn.Sequential(*stages)
+        self.classify = host.layer.Linear(below, num_classes)
+        host.functional.set_step_mode(self, "m")
+
+    def forward(self, x_seq: torch.Tensor) -> torch.Tensor:
+        """Images ``[T, N, C, H, W]`` to logits ``[T, N, classes]``."""
+        return self.classify(self.stages(self.stem(x_seq)).mean((3, 4)))
+
+    def stage_ends(self) -> list[nn.Module]:
+        """The last neuron of every stage."""
+        return [blocks[-1].sn2 for blocks in self.stages]
+
+
+def neuron() -> nn.Module:
+    """Leaky, with soft reset."""
+    return host.neuron.LIFNode(
+        tau=2.0,
+        decay_input=False,
+        v_reset=None,
+        detach_reset=True,
+        surrogate_function=host.surrogate.ATan(),
+    )
+
+
+def stage(below: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
+    """Basic blocks, the first of which changes the resolution."""
+    from spikingjelly.activation_based.model.spiking_resnet import BasicBlock
+
+    made = []
+    for i in range(blocks):
+        shortcut = None
+        if i == 0 and (stride != 1 or below != channels):
+            shortcut = nn.Sequential(
+                host.layer.Conv2d(below, channels, 1, stride, bias=False),
+                host.layer.BatchNorm2d(channels),
+            )
+        made.append(
+            BasicBlock(
+                below if i == 0 else channels,
+                channels,
+                stride if i == 0 else 1,
+                shortcut,
+                spiking_neuron=lambda: neuron(),
+            )
+        )
+    return nn.Sequential(*made)
+
+
+def load(data_dir: Path | None, limit: int) -> Dataset:
+    """Images ``[C, H, W]``, about standardised, and labels."""
+    if data_dir is None:
+        from digits import digits
+
+        images, labels = digits()[0].tensors
+        count = limit or len(labels)
+        return TensorDataset((images[:count] - 0.3) / 0.38, labels[:count])
+    import numpy
+    from PIL import Image
+
+    path = data_dir / "train.npz"
+    if not path.exists():
+        raise FileNotFoundError(f"--data-dir {data_dir} must hold train.npz")
+    with numpy.load(path) as arrays:
+        jpeg, offset, label = (arrays[name] for name in ("jpeg", "offset", "label"))
+    count = min(limit, len(label)) if limit else len(label)
+    pixels = numpy.stack(
+        [
+            numpy.asarray(Image.open(io.BytesIO(jpeg[a:b].tobytes())).convert("RGB"))
+            for a, b in itertools.pairwise(offset[: count + 1])
+        ]
+    )
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+    mean, std = images.mean((0, 2, 3), keepdim=True), images.std((0, 2, 3), keepdim=True)
+    return TensorDataset((images - mean) / std, torch.from_numpy(label[:count]).long())
+
+
+def measure(network: SpikingResNet, batch, num_steps: int, draws: int) -> list[float]:
+    """The four similarities, in the order of ``COLUMNS``."""
+    images, labels = batch
+    ends = network.stage_ends()
+    nodes = [m for m in network.modules() if isinstance(m, host.neuron.BaseNode)]
+    others = [node for node in nodes if all(node is not end for end in ends)]
+    drawn = [random.sample(others, min(len(ends), len(others))) for _ in range(draws)]
+
+    def loss() -> torch.Tensor:
+        logits = network(images.expand(num_steps, *images.shape))
+        return cross_entropy(logits.mean(0), labels)
+
+    return [
+        gradient_similarity(network, loss, kept=ends),
+        statistics.fmean(gradient_similarity(network, loss, kept=nodes) for nodes in drawn),
+        gradient_similarity(network, loss, dropped=ends),
+        statistics.fmean(gradient_similarity(network, loss, dropped=nodes) for nodes in drawn),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--short", action="store_true", help="one short epoch of a small network")
+    parser.add_argument("--data-dir", type=Path, help="folder with CIFAR-10's train.npz")
+    parser.add_argument("--limit", type=int, default=0, help="use only that many images")
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--every", type=int, default=0, help="optimiser steps between measurements")
+    parser.add_argument("--steps", type=int, default=4, help="time steps T")
+    parser.add_argument("--width", type=int, default=16, help="channels of the first stage")
+    parser.add_argument("--blocks", type=int, default=2, help="blocks of every stage")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--draws", type=int, default=3, help="draws of other neurons")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--plot", type=Path, help="save a figure (needs matplotlib)")
+    args = parser.parse_args()
+    if args.short:
+        args.epochs, args.width, args.limit, args.draws = 1, 8, 256, 1
+    torch.manual_seed(args.seed)
+    random.seed(args.seed)
+
+    data = load(args.data_dir, args.limit)
+    images, labels = data.tensors
+    network = SpikingResNet(
+        images.shape[1], int(labels.max()) + 1, args.width, args.blocks, images.shape[-1]
+    ).to(args.device)
+    loader = DataLoader(data, args.batch_size, shuffle=True, drop_last=True)
+    batch = [part[: args.batch_size].to(args.device) for part in data.tensors]
+    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3)
+    every = args.every or max(1, len(loader) // 2)
+
+    rows, done, correct, seen = [], 0, 0, 0
+    print(f"{'step':>6}  {'accuracy':>8}  " + "  ".join(f"{name:>17}" for name in COLUMNS))
+    for _ in range(args.epochs):
+        for x, y in loader:
+            if done % every == 0:
+                rows.append((done, *measure(network, batch, args.steps, args.draws)))
+                accuracy = f"{correct / seen:8.3f}" if seen else " " * 8
+                correct = seen = 0
+                print(f"{done:>6}  {accuracy}  " + "  ".join(f"{v:17.4f}" for v in rows[-1][1:]))
+            x, y = x.to(args.device), y.to(args.device)
+            logits = network(x.expand(args.steps, *x.shape)).mean(0)
+            optimizer.zero_grad()
+            cross_entropy(logits, y).backward()
+            optimizer.step()
+            host.functional.reset_net(network)
+            correct, seen = correct + int((logits.argmax(1) == y).sum()), seen + len(y)
+            done += 1
+    means = [statistics.fmean(column) for column in list(zip(*rows, strict=True))[1:]]
+    print(f"{'mean':>6}  {'':8}  " + "  ".join(f"{value:17.4f}" for value in means))
+    if args.plot:
+        plot(rows, args.plot)
+
+
+def plot(rows: list[tuple], path: Path) -> None:
+    """Similarities over training."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    ax = figure.subplots()
+    steps, *columns = zip(*rows, strict=True)
+    for name, values in zip(COLUMNS, columns, strict=True):
+        ax.plot(steps, values, marker="o", label=f"temporal gradient {name}")
+    ax.set_xlabel("optimiser step")
+    ax.set_ylabel("cosine similarity with the full gradient")
+    ax.legend()
+    figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    main()
