@@ -206,6 +206,9 @@ def main() -> None:
     memory = reversible(max(1, args.epochs * 5 // 8), losses)
     pruner = prune(net, args.epochs, data, test, losses)
     plot(args.output / "demo.png", losses, by_step, memory, pruner)
+    print("\nMean loss of each epoch:")
+    for name, values in losses.items():
+        print(f"{name:26}" + "".join(f"{value:8.3f}" for value in values))
     seconds = time.perf_counter() - start
     print(f"\n{seconds:.0f} seconds in all; plot in {args.output / 'demo.png'}")
 
