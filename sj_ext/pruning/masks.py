@@ -161,8 +161,27 @@ def make_permanent(model: nn.Module) -> nn.Module:
         parameter = parameter_of(module)
         if mask.closed:
             parameter.mul_(mask.mask)
-        parametrize.remove_parametrizations(module, "weight", leave_parametrized=False)
+        _detach(module)
     return model
+
+
+def _detach(module: nn.Module) -> None:
+    """Make ``module.weight`` a plain parameter again.
+
+    ``parametrize.remove_parametrizations`` deletes the property from the class, which a deep copy
+    of the module shares; so the module gets its own class back instead.
+    """
+    parameter = module.parametrizations.weight.original
+    if list(module.parametrizations) == ["weight"]:
+        del module.parametrizations
+        module.__class__ = type(module).__bases__[0]
+    else:
+        parametrize.remove_parametrizations(module, "weight", leave_parametrized=False)
+    # first, as in every prunable layer: optimizers number parameters in this order
+    rest = {name: p for name, p in module._parameters.items() if name != "weight"}
+    module._parameters.clear()
+    module.register_parameter("weight", parameter)
+    module._parameters.update(rest)
 
 
 @torch.no_grad()

@@ -209,16 +209,19 @@ class MinimaxPruner(Pruner):
         self._s = [float(s) for s in moved]
         after = [math.ceil(s) for s in self._s]
         for g, layers in enumerate(self._groups):
-            if not self._knows(rankings[g], after[g]):
-                rankings[g] = ranking(self.units, layers, after[g], after[g])
+            if not (self._knows(rankings[g], after[g]) and self._knows(rankings[g], before[g])):
+                low, high = sorted((before[g], after[g]))
+                rankings[g] = ranking(self.units, layers, low, high)
         self._cut = self._counts(rankings, self._s)
         cuts = []
         for g, layers in enumerate(self._groups):
             pressed = self._pressed_energy(rankings[g], g, before[g], after[g])
             place = rankings[g].cut(after[g])
-            if after[g] < before[g]:  # these come free, and keep what the proximal step left
-                self.units.shrink(layers, place, rankings[g].cut(before[g]), self._factors(g))
+            fewer = after[g] < before[g]
+            old = rankings[g].cut(before[g]) if fewer else place
             self.units.zero(layers, place)
+            if fewer:  # these come free, and keep what the proximal step left
+                self.units.shrink(layers, place, old, self._factors(g))
             self._y[g] = max(
                 0.0, self._y[g] + self.rates.y * pressed / (self._n[g] * self._mean_square[g])
             )
@@ -305,10 +308,7 @@ class MinimaxPruner(Pruner):
 
     def _pressed_energy(self, order: Ranking, g: int, before: int, after: int) -> float:
         """Squares of the ``after`` smallest, of which ``before`` have had the proximal step."""
-        layers = self._groups[g]
         factors = self._factors(g)
-        if not self._knows(order, before):
-            order = ranking(self.units, layers, min(before, after), max(before, after))
         if after <= before:
             return self._scaled_energy(order, after, factors)
         return order.energy(after) - (
@@ -339,7 +339,7 @@ class MinimaxPruner(Pruner):
     def _dense_mean_square(self, layers: list[int]) -> float:
         total = count = 0.0
         for tensor in self.units.magnitudes(layers):
-            for part in tensor.split(1 << 22):
+            for part in tensor.split(1 << 16):
                 usual = part[part < 1e100] if self.granularity == "channel" else part
                 total += float(torch.linalg.vector_norm(usual.double())) ** 2
                 count += len(usual)

@@ -223,6 +223,7 @@ class Pruner:
             for res in self.resources:
                 res.update()
             if not self._floors_checked:
+                self._require_measured()
                 for res in self.resources:
                     self._check_floor(res)
                 self._floors_checked = True
@@ -343,13 +344,16 @@ class Pruner:
             kept[i] -= number * weights
         return kept
 
-    def _resource_values(self, cut: Sequence[int]) -> list[float]:
+    def _require_measured(self) -> None:
         for res in self.resources:
             if not res.ready:
                 raise RuntimeError(
                     f"resource {res.name!r} is measured in training forwards and none was seen: "
                     "run the model in training mode after the pruner is built"
                 )
+
+    def _resource_values(self, cut: Sequence[int]) -> list[float]:
+        self._require_measured()
         kept = self._kept(cut)
         return [res(kept) for res in self.resources]
 

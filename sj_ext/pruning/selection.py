@@ -175,6 +175,8 @@ class Ranking:
     # ---- the bracket -------------------------------------------------------------------------
 
     def _find(self, first: int, last: int) -> None:
+        if self.total <= SMALL:
+            return self._scan(-1.0, np.inf)
         sample = self._sample()
         n = len(sample)
         # five standard deviations of a rank in a random sample
@@ -186,8 +188,6 @@ class Ranking:
             to = n * last / self.total + high_margin
             low = sample[math.floor(at)] if at >= 0 else -1.0
             high = sample[math.ceil(to)] if math.ceil(to) < n else np.inf
-            if self.total <= SMALL:
-                low, high = -1.0, np.inf
             self._scan(low, high)
             if self.le < first or low < 0:
                 low_fits = True
