@@ -1,0 +1,44 @@
+"""Run every example and benchmark that has a short form, one after the other.
+
+    python examples/run_short.py            (or: make examples)
+
+Prints what each prints and how long it took; ends with an error if one failed. Minutes on two CPU
+cores.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+
+
+def short_forms() -> list[Path]:
+    """The scripts that take ``--short``."""
+    scripts = sorted(FOLDER.glob("*.py")) + sorted(FOLDER.glob("benchmarks/*.py"))
+    this = Path(__file__).resolve()
+    return [s for s in scripts if s.resolve() != this and '"--short"' in s.read_text("utf-8")]
+
+
+def main() -> int:
+    seconds: dict[str, tuple[float, int]] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for script in short_forms():
+            name = script.relative_to(FOLDER).as_posix()
+            print(f"\n=== {name} --short", flush=True)
+            start = time.perf_counter()
+            command = [sys.executable, "-W", "ignore", str(script.resolve()), "--short"]
+            status = subprocess.run(command, cwd=scratch).returncode
+            seconds[name] = time.perf_counter() - start, status
+    print("\nseconds  example")
+    for name, (took, status) in seconds.items():
+        print(f"{took:7.1f}  {name}{'' if status == 0 else f'  FAILED with status {status}'}")
+    return int(any(status for _, status in seconds.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
