@@ -153,7 +153,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--short", action="store_true", help="one short epoch of a small network")
+    parser.add_argument(
+        "--short", action="store_true", help="four optimiser steps of a small network"
+    )
     parser.add_argument("--data-dir", type=Path, help="folder with CIFAR-10's train.npz")
     parser.add_argument("--limit", type=int, default=0, help="use only that many images")
     parser.add_argument("--epochs", type=int, default=5)
@@ -168,7 +170,8 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="save a figure (needs matplotlib)")
     args = parser.parse_args()
     if args.short:
-        args.epochs, args.width, args.limit, args.draws = 1, 8, 256, 1
+        args.epochs, args.width, args.blocks, args.draws = 1, 8, 1, 1
+        args.limit, args.batch_size = 128, 32
     torch.manual_seed(args.seed)
     random.seed(args.seed)
 

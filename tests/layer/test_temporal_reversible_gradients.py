@@ -6,6 +6,7 @@ import pytest
 import torch
 from cells import (
     CHANNELS,
+    LinearLevel,
     conv_cell,
     conv_input,
     conv_levels,
@@ -17,6 +18,7 @@ from cells import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from sj_ext import host
 from sj_ext.layer import TemporalReversible
@@ -223,3 +225,35 @@ def test_a_decay_below_the_least_acts_with_the_least_and_learns(seed):
     torch.testing.assert_close(y, y_wanted)
     assert difference(found, wanted) < EXACT
     assert found["decays.2"] != 0
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+def test_levels_whose_weights_are_computed(seed):
+    """Parametrised weights, weights computed in hooks, and recurrent layers, which hold copies."""
+
+    class Computed(LinearLevel):
+        def __init__(self, below, features, above=None):
+            super().__init__(below, features, above)
+            self.down = nn.utils.parametrizations.weight_norm(self.down)
+            self.hooked = nn.utils.weight_norm(nn.Linear(features, features))
+            self.recurrent = nn.GRU(features, features)
+
+        def forward(self, below, above):
+            h = super().forward(below, above)
+            return h + self.hooked(h) + self.recurrent(h)[0]
+
+    cell = TemporalReversible([Computed(6, 8, 5), Computed(8, 5)], [0.5, 0.5])
+    oracle = TemporalReversible([Computed(6, 8, 5), Computed(8, 5)], [0.5, 0.5], memory="autograd")
+    oracle.load_state_dict(cell.state_dict())
+    x = torch.randn(5, 3, 6)
+    _, found = gradients(cell, x, seed)
+    _, wanted = gradients(oracle, x, seed)
+    assert difference(found, wanted) < EXACT
+
+
+def test_an_empty_batch(seed):
+    cell = TemporalReversible(linear_levels(), [0.5] * 3)
+    y = cell(torch.randn(3, 0, 6))
+    y.sum().backward()
+    assert y.shape == (3, 0, 5)
+    assert not any(p.grad.any() for p in cell.parameters())
