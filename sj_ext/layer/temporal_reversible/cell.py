@@ -8,12 +8,14 @@ from numbers import Real
 
 import torch
 from torch import nn
+from torch._compile import _disable_dynamo
 
 from ... import host
 from ...ops.turn_on.sequence import away_from_zero
 from ...surrogate import Rect
 from .dynamics import Call, roll_out
-from .undo import Options, run_reversibly
+from .recorder import Options
+from .undo import run_reversibly
 
 __all__ = ["TemporalReversible"]
 
@@ -269,7 +271,7 @@ class TemporalReversible(host.base.MemoryModule):
             self._memories[name] = value
         return u_top
 
-    @torch.compiler.disable
+    @_disable_dynamo  # torch.compiler.disable, without importing the compiler beforehand
     def _run(self, inputs, index, num_steps: int, states) -> tuple[torch.Tensor, tuple]:
         *potentials, steps_done = states
         _check_batch(inputs[0] if index is not None else inputs[0][0], potentials[0])
