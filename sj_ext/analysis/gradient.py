@@ -14,8 +14,6 @@ from .. import host
 
 __all__ = ["gradient_similarity"]
 
-Node = host.base.MemoryModule
-
 
 def gradient_similarity(
     network: nn.Module,
@@ -88,11 +86,11 @@ def gradient_similarity(
                 again()
                 similarities[name] = _cosine(full, gradient([node]))
         return similarities
-    if dropped is None:
-        stay = {id(node) for node in _resolve("kept", network, kept)}
-        cut = [node for node in nodes.values() if id(node) not in stay]
-    else:
+    if dropped is not None:
         cut = _resolve("dropped", network, dropped)
+    else:
+        stay = {id(node) for node in _resolve("kept", network, kept or ())}
+        cut = [node for node in nodes.values() if id(node) not in stay]
     with _left_as_it_was(network) as again:
         again()
         full = gradient()
@@ -100,7 +98,7 @@ def gradient_similarity(
         return _cosine(full, gradient(cut))
 
 
-def _stateful_nodes(network: nn.Module) -> dict[str, Node]:
+def _stateful_nodes(network: nn.Module) -> dict[str, nn.Module]:
     """The neurons that can be cut, by name."""
     return {
         name: module
@@ -111,7 +109,9 @@ def _stateful_nodes(network: nn.Module) -> dict[str, Node]:
     }
 
 
-def _resolve(argument: str, network: nn.Module, given: Iterable[str | nn.Module]) -> list[Node]:
+def _resolve(
+    argument: str, network: nn.Module, given: Iterable[str | nn.Module]
+) -> list[nn.Module]:
     modules = dict(network.named_modules())
     members = {id(module) for module in modules.values()}
     nodes = []
@@ -128,7 +128,7 @@ def _resolve(argument: str, network: nn.Module, given: Iterable[str | nn.Module]
         module = modules[node] if isinstance(node, str) else node
         if id(module) not in members:
             raise ValueError(f"{argument} must be part of the network, got {node!r}")
-        if not isinstance(module, Node) or not module._memories:
+        if not isinstance(module, host.base.MemoryModule) or not module._memories:
             raise ValueError(f"{argument} must be modules with memories, got {node!r}")
         if "s" not in module.supported_step_mode():
             raise ValueError(
@@ -143,7 +143,7 @@ def _gradient(
     network: nn.Module,
     loss: Callable[[], torch.Tensor],
     parameters: Sequence[torch.Tensor],
-    cut: Sequence[Node] = (),
+    cut: Sequence[nn.Module] = (),
 ) -> torch.Tensor:
     """The whole gradient as one vector in float64."""
     host.functional.reset_net(network)
@@ -175,7 +175,7 @@ def _cosine(full: torch.Tensor, other: torch.Tensor) -> float:
 
 
 @contextlib.contextmanager
-def _temporal_gradient_dropped(node: Node) -> Iterator[None]:
+def _temporal_gradient_dropped(node: nn.Module) -> Iterator[None]:
     """While this is open, a node's memories reach each step without their gradient.
 
     A multi-step forward runs as single steps, on the host's Torch backend: fused kernels have no
@@ -215,7 +215,7 @@ def _temporal_gradient_dropped(node: Node) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _single_steps_on_torch(node: Node) -> Iterator[None]:
+def _single_steps_on_torch(node: nn.Module) -> Iterator[None]:
     backend = getattr(node, "backend", None)
     if backend not in (None, "torch"):
         node.backend = "torch"

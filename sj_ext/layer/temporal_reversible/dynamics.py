@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -104,8 +105,8 @@ def roll_out(
     """
     observer = observer or Observer()
     top = call.num_levels - 1
-    u: list[torch.Tensor | None] = list(states)
-    spikes: list[torch.Tensor | None] = [None] * call.num_levels
+    u: list[Any] = list(states)
+    spikes: list[Any] = [None] * call.num_levels
     for level in range(1, call.num_levels):
         if u[level] is not None and call.has_consumer(-1, level):
             spikes[level] = call.fire(u[level])

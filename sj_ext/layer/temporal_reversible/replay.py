@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,7 +18,7 @@ class AutocastState:
     """Autocast as it was when this object was made, for one device type and for the CPU."""
 
     def __init__(self, device_type: str):
-        self._settings = [
+        self._settings: list[dict[str, Any]] = [
             {
                 "device_type": kind,
                 "enabled": torch.is_autocast_enabled(kind),
