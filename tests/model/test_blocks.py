@@ -148,3 +148,12 @@ def test_compiled_equals_eager():
     y = compiled_block(x)
     torch.testing.assert_close(y, eager[0])
     torch.testing.assert_close(torch.autograd.grad(y, [x, *block.parameters()], grad), eager[1])
+
+
+def test_memory_format_does_not_matter():
+    whole, parts = block_pair("ws", 1.0)
+    x = torch.randn(2, 6, 8, 8, dtype=torch.float64)
+    x = x.to(memory_format=torch.channels_last).requires_grad_()
+    grad = torch.randn(x.shape, dtype=torch.float64)
+    (_, mine), (_, theirs) = gradients(whole, x, grad), gradients(parts, x, grad)
+    torch.testing.assert_close(mine, theirs)
