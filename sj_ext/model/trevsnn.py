@@ -138,10 +138,7 @@ class TRevSNN(nn.Module, host.base.MultiStepModule):
         if self.step_heads:
             pooled = u_seq[:-1].mean((-2, -1))
             logits = [head(p) for head, p in zip(self.step_heads, pooled, strict=True)]
-        y_seq = torch.stack([*logits, self._final(u_seq[-1])])
-        # The first column's decays multiply a potential of 0: their gradient is 0, not missing, or
-        # DistributedDataParallel would wait for it.
-        return y_seq + 0 * sum(decay.sum() for decay in self.cell.decays[0])
+        return torch.stack([*logits, self._final(u_seq[-1])])
 
     def potentials(self, x: torch.Tensor) -> torch.Tensor:
         """Potentials of the top level's key neurons, ``[T, N, C, H, W]``."""
