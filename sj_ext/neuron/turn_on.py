@@ -42,9 +42,8 @@ class TurnOnNode(host.FunctionalNode):
         surrogate_function: the surrogate that stands for the Heaviside step :math:`\Theta` in the
             backward pass.
         step_mode: ``'s'`` or ``'m'``; both compute the same thing, ``'m'`` faster.
-        backend: ``'torch'``, or ``'cupy'`` for the CUDA kernel, which runs in step mode ``'m'`` on
-            float32, float16 and bfloat16 with ``Rect`` and with surrogates that emit CUDA code
-            (``cuda_codes``).
+        backend: ``'torch'``, or ``'cupy'`` for the CUDA kernel, which takes float32, float16 and
+            bfloat16, ``Rect`` and surrogates that emit CUDA code (``cuda_codes``).
         store_v_seq: whether to keep the potentials of all steps in ``v_seq`` (step mode ``'m'``).
         decay_shape: ``'layer'`` for one decay, ``'channel'`` for one per channel (axis 1 of
             ``[N, C, *]``). The number of channels is taken from ``decay``, the first input or the
@@ -113,7 +112,7 @@ class TurnOnNode(host.FunctionalNode):
 
     @property
     def supported_backends(self) -> tuple[str, ...]:
-        """The backends that this node has: the CUDA kernel runs whole sequences."""
+        """The backends that this node has, in both step modes."""
         return ("torch", "cupy")
 
     @property
@@ -136,7 +135,7 @@ class TurnOnNode(host.FunctionalNode):
     def _run(self, x_seq, states, store_v_seq):
         (v,) = states
         _check_floating(self, x_seq)
-        if v.shape != x_seq.shape[1:]:
+        if v is not None and v.shape != x_seq.shape[1:]:
             raise ValueError(
                 f"the potential v has shape {list(v.shape)}, but the input of one step "
                 f"{list(x_seq.shape[1:])}: call reset() before the shape changes"
@@ -161,6 +160,12 @@ class TurnOnNode(host.FunctionalNode):
             if self.store_v_seq:
                 self.v_seq = x_seq.new_empty(x_seq.shape, dtype=state_dtype(x_seq.dtype))
             return torch.empty_like(x_seq)
+        if self.backend == "cupy" and not isinstance(self.v, torch.Tensor):
+            self.check_backend(x_seq)  # the kernel starts from 0 without being given zeros
+            spike, (self.v,), v_seq = self._run(x_seq, (None,), self.store_v_seq)
+            if self.store_v_seq:
+                self.v_seq = v_seq
+            return spike
         return super().multi_step_forward(x_seq)
 
     def multi_step_functional_forward(self, inputs, states, **kwargs):

@@ -34,54 +34,8 @@ def cases(draw):
     }
 
 
-def loss(outputs, weights):
-    """A weighted sum of spikes, potentials and last potential, whichever are there."""
-    spike, v_last, v_seq = outputs
-    by_spike, by_v_seq, by_v_last = (weight.to(v_last.dtype) for weight in weights)
-    total = (spike.to(v_last.dtype) * by_spike).sum() + (v_last * by_v_last).sum()
-    return total if v_seq is None else total + (v_seq * by_v_seq).sum()
-
-
-def oracle(case, store_v_seq):
-    """Gradients of ``loss`` by float64 autograd through the float32 run's windows."""
-    _, potentials = naive.turn_on(
-        case["x_seq"], case["v_init"], case["decay"], case["v_threshold"], lambda above: above
-    )
-    window = ((potentials - case["v_threshold"]).abs() < 0.5 / case["alpha"]).double()
-    inputs = [case[name].double().requires_grad_() for name in ("x_seq", "v_init", "decay")]
-    _, v_seq = naive.turn_on(*inputs, 0.0, lambda above: above)
-    outputs = case["alpha"] * window * v_seq, v_seq[-1], v_seq if store_v_seq else None
-    return torch.autograd.grad(loss(outputs, case["weights"]), inputs)
-
-
-def term_sizes(case, store_v_seq):
-    """Sums of the sizes of the terms of each gradient: what rounding is relative to."""
-    positive = dict(case)
-    for name in ("x_seq", "v_init", "decay"):
-        positive[name] = case[name].abs()
-    positive["weights"] = [weight.abs() for weight in case["weights"]]
-    _, potentials = naive.turn_on(
-        case["x_seq"], case["v_init"], case["decay"], case["v_threshold"], lambda above: above
-    )
-    window = ((potentials - case["v_threshold"]).abs() < 0.5 / case["alpha"]).double()
-    inputs = [positive[name].double().requires_grad_() for name in ("x_seq", "v_init", "decay")]
-    _, v_seq = naive.turn_on(*inputs, 0.0, lambda above: above)
-    outputs = case["alpha"] * window * v_seq, v_seq[-1], v_seq if store_v_seq else None
-    return torch.autograd.grad(loss(outputs, positive["weights"]), inputs)
-
-
-def assert_gradients(gradients, case, store_v_seq, rtol=1e-5):
-    """Equal to the oracle within ``rtol`` of the sum of the sizes of the terms of each gradient."""
-    expected = oracle(case, store_v_seq)
-    scales = term_sizes(case, store_v_seq)
-    for name, got, want, scale in zip("xva", gradients, expected, scales, strict=True):
-        assert got.shape == want.shape
-        error = ((got.double() - want).abs() / scale.clamp_min(1e-30)).max()
-        assert error <= rtol, f"gradient of {name}: {error}"
-
-
 @given(case=cases(), store_v_seq=st.booleans())
-def test_spikes_equal_the_twin_and_gradients_float64_autograd(case, store_v_seq):
+def test_spikes_equal_the_twin_and_gradients_float64_autograd(reference, case, store_v_seq):
     inputs = [case[name].clone().requires_grad_() for name in ("x_seq", "v_init", "decay")]
     surrogate_function = Rect(alpha=case["alpha"])
     outputs = turn_on(
@@ -96,12 +50,14 @@ def test_spikes_equal_the_twin_and_gradients_float64_autograd(case, store_v_seq)
     assert (outputs[2] is not None) == store_v_seq
     if store_v_seq:
         assert torch.equal(outputs[2], v_seq)
-    assert_gradients(torch.autograd.grad(loss(outputs, case["weights"]), inputs), case, store_v_seq)
+    reference.assert_gradients(
+        torch.autograd.grad(reference.loss(outputs, case["weights"]), inputs), case, store_v_seq
+    )
 
 
 @pytest.mark.parametrize("block", [1024, 4096])
 @pytest.mark.parametrize("channels", [None, 5])
-def test_many_blocks_of_columns(monkeypatch, block, channels):
+def test_many_blocks_of_columns(monkeypatch, reference, block, channels):
     monkeypatch.setattr(sequence, "_CPU_BLOCK", block)
     shape = (3, 5, 211)
     case = {
@@ -115,7 +71,9 @@ def test_many_blocks_of_columns(monkeypatch, block, channels):
     inputs = [case[name].clone().requires_grad_() for name in ("x_seq", "v_init", "decay")]
     outputs = turn_on(*inputs, v_threshold=0.5, surrogate_function=Rect(), store_v_seq=True)
     assert torch.equal(outputs[0], naive.turn_on(*inputs, 0.5, Rect())[0])
-    assert_gradients(torch.autograd.grad(loss(outputs, case["weights"]), inputs), case, True)
+    reference.assert_gradients(
+        torch.autograd.grad(reference.loss(outputs, case["weights"]), inputs), case, True
+    )
 
 
 def test_the_number_of_threads_may_change_between_forward_and_backward(monkeypatch):
@@ -137,7 +95,7 @@ def test_the_number_of_threads_may_change_between_forward_and_backward(monkeypat
     ids=str,
 )
 @pytest.mark.parametrize("per_channel", [False, True])
-def test_other_surrogates(surrogate_function, per_channel):
+def test_other_surrogates(reference, surrogate_function, per_channel):
     inputs = [
         torch.randn(6, 2, 3, 4, dtype=torch.float64),
         torch.randn(2, 3, 4, dtype=torch.float64),
@@ -151,8 +109,8 @@ def test_other_surrogates(surrogate_function, per_channel):
     )
     spike, v_seq = naive.turn_on(*inputs[:3], 0.2, surrogate_function)
     assert torch.equal(outputs[0], spike) and torch.equal(outputs[2], v_seq)
-    gradients = torch.autograd.grad(loss(outputs, weights), inputs)
-    expected = torch.autograd.grad(loss((spike, v_seq[-1], v_seq), weights), inputs)
+    gradients = torch.autograd.grad(reference.loss(outputs, weights), inputs)
+    expected = torch.autograd.grad(reference.loss((spike, v_seq[-1], v_seq), weights), inputs)
     for got, want in zip(gradients, expected, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-9)
 
@@ -261,7 +219,7 @@ def test_a_second_backward_raises():
 
 @pytest.mark.parametrize("surrogate_function", [Rect(alpha=0.7), host.surrogate.Sigmoid()], ids=str)
 @pytest.mark.parametrize("per_channel", [False, True])
-def test_compiles_into_one_graph(surrogate_function, per_channel):
+def test_compiles_into_one_graph(reference, surrogate_function, per_channel):
     decay = torch.rand(3, 1) + 0.2 if per_channel else torch.tensor([0.6])
     inputs = [torch.randn(5, 2, 3, 7), torch.randn(2, 3, 7), decay]
     inputs = [tensor.requires_grad_() for tensor in inputs]
@@ -276,6 +234,8 @@ def test_compiles_into_one_graph(surrogate_function, per_channel):
     outputs, expected = torch.compile(run, fullgraph=True)(*inputs), run(*inputs)
     for got, want in zip(outputs, expected, strict=True):
         torch.testing.assert_close(got, want)
-    got = torch.autograd.grad(loss(outputs, weights), inputs)
-    for one, other in zip(got, torch.autograd.grad(loss(expected, weights), inputs), strict=True):
+    got = torch.autograd.grad(reference.loss(outputs, weights), inputs)
+    for one, other in zip(
+        got, torch.autograd.grad(reference.loss(expected, weights), inputs), strict=True
+    ):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)

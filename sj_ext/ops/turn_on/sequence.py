@@ -71,7 +71,7 @@ def turn_on(
 
 
 def away_from_zero(decay: torch.Tensor, min_decay: float) -> torch.Tensor:
-    """``decay`` moved out to ``min_decay`` in size, keeping its sign (0 counts as positive).
+    """``decay`` moved out to ``min_decay`` in size, keeping its sign.
 
     Its gradient is the identity everywhere, so that a decay inside the gap can leave it on either
     side.
@@ -82,8 +82,7 @@ def away_from_zero(decay: torch.Tensor, min_decay: float) -> torch.Tensor:
 class _AwayFromZero(torch.autograd.Function):
     @staticmethod
     def forward(ctx, decay, min_decay):
-        edge = torch.where(decay < 0, -min_decay, min_decay).to(decay)
-        return torch.where(decay.abs() < min_decay, edge, decay)
+        return torch.copysign(decay.abs().clamp_min(min_decay), decay)
 
     @staticmethod
     def backward(ctx, grad):
