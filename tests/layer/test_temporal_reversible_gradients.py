@@ -227,6 +227,24 @@ def test_a_decay_below_the_least_acts_with_the_least_and_learns(seed):
     assert found["decays.2"] != 0
 
 
+def test_a_parameter_whose_gradient_is_that_of_the_potential(seed):
+    """Autograd hands the same tensor on to both; summing up one must not change the other."""
+
+    class Shift(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.shift = nn.Parameter(torch.randn(3, 6))
+
+        def forward(self, below, above):
+            return below + self.shift
+
+    cell = TemporalReversible([Shift(), Shift()], [0.5, 0.9])
+    oracle, x = twin(cell), torch.randn(6, 3, 6)
+    _, found = gradients(cell, x, seed)
+    _, wanted = gradients(oracle, x, seed)
+    assert difference(found, wanted) < EXACT
+
+
 @pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
 def test_levels_whose_weights_are_computed(seed):
     """Parametrised weights, weights computed in hooks, and recurrent layers, which hold copies."""

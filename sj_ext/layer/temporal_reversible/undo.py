@@ -156,17 +156,10 @@ class _Undoing:
         self._check_replay()
         if self.states[0] is None:
             grad_states = []
-        # A decay that met no potential but 0 has the gradient 0, not none.
-        grad_decays = [
-            torch.zeros_like(a) if g is None and need else g
-            for g, a, need in zip(
-                self.grad_decays.like(self.decays), self.decays, self.needs.decays, strict=True
-            )
-        ]
         return [
             *self.grad_inputs,
             *grad_states,
-            *grad_decays,
+            *self.grad_decays.like(self.decays),
             *self.grad_parameters.like(self.parameters),
         ]
 
