@@ -120,6 +120,41 @@ def time_ratios(
     return tuple(statistics.median(column) for column in zip(*ratios, strict=True))
 
 
+class Small(nn.Module):
+    """A level that is too small for one step to fill a processor."""
+
+    def __init__(self, below: int, features: int):
+        super().__init__()
+        self.down = nn.Linear(below, features)
+
+    def forward(self, below: torch.Tensor, above: torch.Tensor | None) -> torch.Tensor:
+        return 2 * self.down(below)
+
+
+def chunks(short: bool, repeats: int) -> None:
+    """Time and peak of a cell without feedback, by the number of steps undone as one batch."""
+    num_steps, features, batch = (16, 64, 4) if short else (64, 256, 4)
+    x_seq = torch.randn(num_steps, batch, features)
+    base = TemporalReversible(
+        [Small(features, features) for _ in range(3)], [0.5] * 3, feedback=False
+    )
+    print(f"chunk, without feedback: 3 levels of {features}, batch {batch}, T = {num_steps}")
+    cells = []
+    for chunk in (1, 4, num_steps):
+        cells.append(copy.deepcopy(base))
+        cells[-1].chunk = chunk
+    times: list[list[float]] = [[] for _ in cells]
+    for _ in range(3 * repeats):
+        for cell, own in zip(cells, times, strict=True):
+            start = time.process_time()
+            train_step(cell, x_seq)
+            own.append(time.process_time() - start)
+    for cell, own in zip(cells, times, strict=True):
+        _, step = activation_memory(lambda cell=cell: train_step(cell, x_seq))
+        ratio = statistics.median(b / a for a, b in zip(times[0], own, strict=True))
+        print(f"chunk {cell.chunk:<4} time {ratio:5.2f}   peak {step.peak / 1e6:6.2f} MB")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--short", action="store_true", help="a small cell and few steps")
@@ -161,6 +196,7 @@ def main() -> None:
             found, wanted = gradient(ours, x_seq), gradient(plain, x_seq)
             errors.append(f"T={num_steps}: {float((found - wanted).norm() / wanted.norm()):.1e}")
         print(f"decay {decay:<6}", "  ".join(errors))
+    chunks(args.short, repeats)
 
 
 if __name__ == "__main__":

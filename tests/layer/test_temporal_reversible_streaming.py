@@ -7,7 +7,7 @@ import torch
 from cells import conv_cell, conv_input, conv_levels, difference, linear_levels, loss_of, twin
 from torch import nn
 
-from sj_ext import host
+from sj_ext import host, parameter_groups
 from sj_ext.layer import TemporalReversible
 
 
@@ -129,6 +129,13 @@ def test_a_parameter_given_as_decay_is_used_and_may_be_shared():
     for net in (cell, oracle):
         loss_of(net(x), net.states).backward()
     torch.testing.assert_close(decay.grad, oracle.decays[0].grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("decays", [[0.5] * 3, [[0.5] * 3, [0.4] * 3]])
+def test_weight_decay_leaves_the_decays_alone(decays):
+    cell = TemporalReversible(linear_levels(), decays)
+    _, without = parameter_groups(cell, weight_decay=0.1)
+    assert {id(p) for p in without["params"]} == {id(p) for p in cell.decays.parameters()}
 
 
 def test_repr_tells_how_it_is_set_up():
