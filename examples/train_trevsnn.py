@@ -1,7 +1,7 @@
 """Train T-RevSNN on ImageNet-style folders, CIFAR-10 or event datasets.
 
     torchrun --nproc-per-node 8 examples/train_trevsnn.py --data-dir IMAGENET --output runs/small
-    python examples/train_trevsnn.py --dataset cifar10 --data-dir CIFAR --model tiny --size 32 \\
+    python examples/train_trevsnn.py --dataset cifar10 --data-dir CIFAR --model tiny \\
         --batch-size 128 --epochs 100 --output runs/cifar
     python examples/train_trevsnn.py --dataset cifar10dvs --data-dir DVS --model dvs --size 64 \\
         --batch-size 32 --epochs 100 --output runs/dvs
@@ -56,7 +56,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--data-dir", type=Path, required=True, help="imagefolder: has train/ and val/")
     add("--output", type=Path, required=True, help="checkpoints and TensorBoard files")
     add("--workers", type=int, default=8, help="loader processes of each training process")
-    add("--size", type=int, default=224)
+    add("--size", type=int, help="default: folders 224, CIFAR-10 32, events 128")
 
     add("--model", choices=MODELS, default="small")
     add("--channels", type=int, nargs=4, help="in place of the model's own")
@@ -84,6 +84,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     if not torch.cuda.is_available() and args.amp is None:
         args.amp = "none"
     args.amp = args.amp or "bfloat16"
+    args.size = args.size or {"imagefolder": 224, "cifar10": 32}.get(args.dataset, 128)
     return args
 
 

@@ -121,7 +121,8 @@ def test_killed_and_continued_ends_as_if_never_killed(folder, tmp_path):
         assert got[part].keys() == expected[part].keys()
         for name, value in expected[part].items():
             assert torch.equal(got[part][name], value), f"{part}: {name}"
-    assert any((tmp_path / "broken" / "tensorboard").iterdir())
+    assert any(not torch.equal(got["ema"][name], got["model"][name]) for name in got["model"])
+    assert any((broken / "tensorboard").iterdir())
 
 
 def test_the_memory_does_not_change_what_is_learned(folder, tmp_path):
