@@ -122,12 +122,14 @@ class _ScaledWSConv(torch.autograd.Function):
 class ScaledWSConv2d(host.layer.Conv2d):
     r"""2D convolution whose weight is standardised and scaled in each call.
 
-    The equation and what a call keeps in memory stand at the top of this module. Gradients of first
-    order only.
+    .. math::
+        w' = g \frac{w - \mathrm{mean}(w)}{\sqrt{\mathrm{fan}\, \mathrm{var}(w) + \epsilon}}
+
+    with mean and variance over each output channel and g the gain. What a call keeps in memory
+    stands at the top of this module. Gradients of first order only. The arguments before
+    ``gain_init`` are those of SpikingJelly's ``layer.Conv2d``.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
-            padding_mode, step_mode: as in SpikingJelly's ``layer.Conv2d``.
         gain_init: first value of the gain, one per output channel.
         eps: added to fan-in times variance.
 
