@@ -18,7 +18,7 @@ from typing import Any
 from torch import nn
 
 from .minimax import MinimaxPruner
-from .pruner import Pruner, ranking
+from .pruner import Budget, Pruner, ranking
 from .schedule import Schedule, Stage
 
 __all__ = [
@@ -65,7 +65,14 @@ class GlobalMagnitudePruner(_Magnitude):
         schedule: a number of steps (the cut is in the first), or a Schedule.
     """
 
-    def __init__(self, model: nn.Module, *, budget, schedule=None, **options):
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        budget: Budget,
+        schedule: Schedule | int | None = None,
+        **options: Any,
+    ):
         super().__init__(model, budget=budget, schedule=_once(budget, schedule), **options)
 
 
@@ -77,7 +84,14 @@ class LayerMagnitudePruner(Pruner):
         schedule: a number of steps (the cut is in the first), or a Schedule.
     """
 
-    def __init__(self, model: nn.Module, *, budget, schedule=None, **options):
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        budget: Budget,
+        schedule: Schedule | int | None = None,
+        **options: Any,
+    ):
         super().__init__(model, budget=budget, schedule=_once(budget, schedule), **options)
 
     def _compress(self, final):
@@ -103,7 +117,7 @@ class IterativeMagnitudePruner(_Magnitude):
 
 
 def compress_then_finetune(
-    model: nn.Module, *, budget: float, compress_steps: int, finetune_steps: int, **options
+    model: nn.Module, *, budget: float, compress_steps: int, finetune_steps: int, **options: Any
 ) -> MinimaxPruner:
     """The minimax method as one compression followed by one fine-tuning.
 

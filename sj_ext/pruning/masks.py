@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn.utils import parametrize, prune
 
 from .layers import is_prunable
+from .selection import hold_
 
 __all__ = ["WeightMask", "close", "density", "make_permanent", "mask_of", "masked_layers"]
 
@@ -34,7 +35,11 @@ class _MaskGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         (mask,) = ctx.saved_tensors
-        return grad * mask, None
+        if torch.compiler.is_compiling():
+            return grad * mask, None
+        kept = grad.clone()  # the incoming gradient may be somebody else's too
+        hold_(kept, mask)
+        return kept, None
 
 
 class WeightMask(nn.Module):
@@ -134,7 +139,7 @@ def masked_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module, WeightMask
 def close(module: nn.Module) -> None:
     """Close the mask of ``module``: its zeros are put back and stay."""
     mask = mask_of(module)
-    parameter_of(module).mul_(mask.mask)
+    hold_(parameter_of(module).detach(), mask.mask)
     mask.closed = True
 
 
@@ -160,7 +165,7 @@ def make_permanent(model: nn.Module) -> nn.Module:
     for _, module, mask in found:
         parameter = parameter_of(module)
         if mask.closed:
-            parameter.mul_(mask.mask)
+            hold_(parameter.detach(), mask.mask)
         _detach(module)
     return model
 

@@ -29,14 +29,16 @@ Networks", ACM MM 2023 (arXiv 2308.04672).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from . import masks
-from .pruner import Pruner, ranking
+from .layers import Chooser
+from .pruner import Budget, Pruner, Resources, ranking
+from .schedule import Schedule
 from .selection import Cut, Ranking
 
 __all__ = ["MinimaxPruner", "Rates"]
@@ -91,10 +93,10 @@ class MinimaxPruner(Pruner):
         self,
         model: nn.Module,
         *,
-        budget,
-        resource="params",
-        schedule=None,
-        layers=None,
+        budget: Budget,
+        resource: Resources = "params",
+        schedule: Schedule | int | None = None,
+        layers: Chooser | Iterable[Chooser] | None = None,
         layerwise: bool = False,
         rates: Rates | tuple[float, float, float] = Rates(),  # noqa: B008
         lr: float = 0.1,

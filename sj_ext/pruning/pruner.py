@@ -24,6 +24,9 @@ __all__ = ["Pruner"]
 
 FORMAT = 1
 
+Budget = float | Sequence[float] | Mapping[str | Resource, float]
+Resources = str | Resource | Sequence[str | Resource]
+
 
 class Pruner:
     """Base of all pruners; a subclass defines :meth:`_compress`.
@@ -59,8 +62,8 @@ class Pruner:
         self,
         model: nn.Module,
         *,
-        budget: float | Sequence[float] | Mapping[str | Resource, float],
-        resource: str | Resource | Sequence[str | Resource] = "params",
+        budget: Budget,
+        resource: Resources = "params",
         schedule: Schedule | int | None = None,
         layers: Chooser | Iterable[Chooser] | None = None,
         first: bool = False,
@@ -216,9 +219,12 @@ class Pruner:
         self._stage_step += 1
         stage = self.schedule.stages[self._stage]
         changed = False
+        # sums find NaN and infinities; a large network takes them now and then, to save a pass
+        # (while compressing the selection sees NaN in any case)
+        if self._small or self.steps_done % 64 == 0:
+            self._check_weights()
         if self._closed:
             self.units.hold()
-            self._check_weights()
         else:
             for res in self.resources:
                 res.update()
@@ -227,9 +233,6 @@ class Pruner:
                 for res in self.resources:
                     self._check_floor(res)
                 self._floors_checked = True
-            # the selection sees NaN; infinities only here, which a large network does now and then
-            if self._small or self.steps_done % 64 == 0:
-                self._check_weights()
             try:
                 cuts = self._compress(final=self._stage_step >= stage.compress_steps)
             except ValueError as error:

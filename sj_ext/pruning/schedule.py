@@ -67,19 +67,24 @@ class Schedule:
         steps: int = 1000,
         *,
         levels: Iterable[float] | None = None,
-        ratio: float = 2.0,
-        finetune: float = 0.5,
+        ratio: float = 4.0,
+        finetune: float = 0.3,
+        final: float = 0.6,
     ) -> Schedule:
         """Stages that each divide the resource by about the same ratio.
 
+        The last fine-tuning is the longest: what is trained at a level above the budget helps less
+        than what is trained at the budget.
+
         Args:
             budget: the last level.
-            steps: optimizer steps in all, at least 2 per stage.
+            steps: optimizer steps in all, at least 1 per level.
             levels: the levels before the last; None takes as many as bring each stage's ratio to
                 ``ratio`` at most (fewer where there are too few steps).
             ratio: largest ratio of two levels in a row, above 1.
-            finetune: share of each stage that fine-tunes, in [0, 1). The last stage is twice as
-                long as the others.
+            finetune: share of each stage but the last that fine-tunes, in [0, 1).
+            final: share of all steps that the last fine-tuning takes, in [0, 1). The rest is shared
+                evenly by the stages.
 
         Raises:
             ValueError: an argument outside its range.
@@ -88,23 +93,23 @@ class Schedule:
             raise ValueError(f"budget must be in (0, 1], got {budget!r}")
         if not ratio > 1:
             raise ValueError(f"ratio must be above 1, got {ratio!r}")
-        if not 0 <= finetune < 1:
-            raise ValueError(f"finetune must be in [0, 1), got {finetune!r}")
+        for name, share in (("finetune", finetune), ("final", final)):
+            if not 0 <= share < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {share!r}")
         if levels is None:
             number = max(1, math.ceil(math.log(1 / budget) / math.log(ratio) - 1e-9))
-            number = max(1, min(number, steps // 2 - 1))
+            number = max(1, min(number, steps // 4))
             levels = [budget ** (i / number) for i in range(1, number)]
         levels = [*levels, budget]
-        shares = [1] * (len(levels) - 1) + [2]
-        if steps < 2 * len(levels):
-            raise ValueError(f"steps must be at least {2 * len(levels)}, got {steps!r}")
-        stages, spent, done = [], 0, 0
-        for level, share in zip(levels, shares, strict=True):
-            done += share
-            length = round(steps * done / sum(shares)) - spent
-            spent += length
-            tuned = min(int(length * finetune), length - 1)
-            stages.append(Stage(level, length - tuned, tuned))
+        if steps < len(levels):
+            raise ValueError(f"steps must be at least {len(levels)}, got {steps!r}")
+        last = min(int(steps * final), steps - len(levels))
+        rest, number = steps - last, len(levels)
+        stages = []
+        for i, level in enumerate(levels):
+            length = rest * (i + 1) // number - rest * i // number
+            tuned = int(length * finetune) if i < number - 1 else 0
+            stages.append(Stage(level, length - tuned, tuned if i < number - 1 else last))
         return cls(tuple(stages))
 
     @classmethod

@@ -11,7 +11,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .layers import TRANSPOSED
 from .masks import mask_of, parameter_of
-from .selection import Cut, cut_mask_, flat, scale_between_, zero_below_
+from .selection import (
+    Cut,
+    cut_mask_,
+    cut_mask_one_,
+    flat,
+    hold_,
+    scale_between_,
+    zero_below_,
+)
 
 __all__ = ["Channels", "Weights", "channels_first"]
 
@@ -46,16 +54,16 @@ class Weights:
     def write_masks(self, layers: Sequence[int], cut: Cut) -> None:
         """Masks that are False below the cut."""
         tensors = self.magnitudes(layers)
-        # in the weight's own memory layout, which a loaded or moved mask need not have
-        masks = [torch.empty_like(parameter_of(self.modules[i]), dtype=torch.bool) for i in layers]
-        cut_mask_([flat(mask) for mask in masks], tensors, cut)
-        for i, mask in zip(layers, masks, strict=True):
+        for number, i in enumerate(layers):
+            # in the weight's own memory layout, which a loaded or moved mask need not have
+            mask = torch.empty_like(parameter_of(self.modules[i]), dtype=torch.bool)
+            cut_mask_one_(flat(mask), tensors, number, cut)
             mask_of(self.modules[i]).mask.copy_(mask)
 
     def hold(self) -> None:
         """Put the zeros of closed masks back, for example after a step with momentum."""
         for module in self.modules:
-            parameter_of(module).detach().mul_(mask_of(module).mask)
+            hold_(parameter_of(module).detach(), mask_of(module).mask)
 
 
 def channels_first(module: nn.Module, weight: torch.Tensor) -> torch.Tensor:

@@ -214,7 +214,8 @@ def test_schedules():
         ({"budget": 0.0}, "budget"),
         ({"budget": 0.1, "ratio": 1.0}, "ratio"),
         ({"budget": 0.1, "finetune": 1.0}, "finetune"),
-        ({"budget": 0.1, "steps": 1}, "steps"),
+        ({"budget": 0.1, "final": -0.1}, "final"),
+        ({"budget": 0.1, "steps": 0}, "steps"),
         ({"budget": 0.1, "levels": (0.2, 0.3)}, "must fall"),
     ):
         with pytest.raises(ValueError, match=match):
