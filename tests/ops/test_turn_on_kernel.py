@@ -3,6 +3,8 @@
 The host run goes through the operator's CUDA implementation, with the launch alone replaced.
 """
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from cuda.bindings import nvrtc
@@ -232,3 +234,55 @@ def test_views_and_addresses_off_the_grid(on_host, reference, shape):
         again, same = run({**case, "x_seq": x_seq})
         assert torch.equal(again[0], outputs[0])
         assert all(torch.equal(a, b) for a, b in zip(gradients, same, strict=True))
+
+
+@pytest.mark.parametrize("cupy_14", [True, False])
+def test_the_launch_hands_cupy_what_the_kernel_takes(monkeypatch, reference, host_kernel, cupy_14):
+    """All of ``launch`` but the card: a CuPy that compiles for the host instead."""
+    entered = []
+
+    class Context:
+        def __init__(self, *what):
+            self.what = what
+
+        def __enter__(self):
+            entered.append(self.what)
+
+        def __exit__(self, *error):
+            entered.append("left")
+
+    class RawModule:
+        def __init__(self, code, options, backend):
+            assert backend == "nvrtc"
+            self.code, self.options = code, options
+
+        def get_function(self, name):
+            run = host_kernel(self.code, self.options, name)
+
+            def kernel(grid, block, arguments):
+                assert len(grid) == 1 and f"-DBLOCK={block[0]}" in self.options
+                assert entered[-1] == ("stream", 1234)  # launched inside PyTorch's stream
+                run(grid[0], arguments)
+
+            return kernel
+
+    stream = SimpleNamespace(cuda_stream=1234, __cuda_stream__=lambda: (0, 1234))
+    streams = SimpleNamespace()
+    if cupy_14:
+        streams.from_external = lambda stream: Context("stream", stream.cuda_stream)
+    cuda = SimpleNamespace(
+        Stream=streams,
+        ExternalStream=lambda address, device: Context("stream", address),
+        Device=lambda index: Context("device", index),
+    )
+    monkeypatch.setattr(
+        cuda_launch, "_cupy", lambda: SimpleNamespace(RawModule=RawModule, cuda=cuda)
+    )
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    cuda_launch._kernel.cache_clear()
+    case = reference.random_case((5, 3, 4, 7), [0.3, -0.5, 0.7, 1.1])
+    outputs, gradients = run(case)
+    cuda_launch._kernel.cache_clear()
+    assert_spikes(outputs, case)
+    reference.assert_gradients(gradients, case, False, rtol=1e-6)
+    assert entered[0] == ("device", None) and entered.count("left") == len(entered) // 2

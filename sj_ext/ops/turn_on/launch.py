@@ -83,10 +83,17 @@ def launch(variant: Variant, name: str, blocks: int, device: torch.device, *argu
         RuntimeError: CuPy is missing or does not work here.
     """
     cupy = _cupy()
-    stream = cupy.cuda.ExternalStream(torch.cuda.current_stream(device).cuda_stream, device.index)
-    with cupy.cuda.Device(device.index), stream:
+    with cupy.cuda.Device(device.index), _stream(cupy, device):
         kernel = _kernel(variant, name, device.index)
         kernel((blocks,), (variant.block,), tuple(_argument(value) for value in arguments))
+
+
+def _stream(cupy, device):
+    """PyTorch's current stream of the device, as CuPy's."""
+    stream = torch.cuda.current_stream(device)
+    if hasattr(cupy.cuda.Stream, "from_external") and hasattr(stream, "__cuda_stream__"):
+        return cupy.cuda.Stream.from_external(stream)
+    return cupy.cuda.ExternalStream(stream.cuda_stream, device.index)  # CuPy before 14
 
 
 def _argument(value):
