@@ -87,7 +87,8 @@ def test_the_least_decay_itself_is_allowed():
     ("decays", "error"),
     [([0.5, 0.5], ValueError), ([0.5] * 4, ValueError), ([[0.5] * 3, [0.5]], ValueError),
      (0.5, TypeError), ([], TypeError), (["a", 0.5, 0.5], TypeError), ([True, 0.5, 0.5], TypeError),
-     ([torch.tensor(1), 0.5, 0.5], TypeError)],
+     ([torch.tensor(1), 0.5, 0.5], TypeError), ([0.5, [0.5] * 3, 0.5], TypeError),
+     (torch.tensor(0.5), TypeError)],
 )  # fmt: skip
 def test_decays_that_do_not_fit_the_levels(decays, error):
     with pytest.raises(error, match="decays"):
@@ -233,6 +234,8 @@ def test_a_tensor_from_elsewhere_whose_gradient_would_be_lost():
 def test_chunks_only_where_steps_do_not_wait_for_each_other():
     with pytest.raises(ValueError, match=r"chunk must be 1 for levels with feedback, got 2"):
         TemporalReversible(linear_levels(), [0.5] * 3, chunk=2)
+    with pytest.raises(ValueError, match=r"chunk must be 1 for levels with feedback, got 3"):
+        TemporalReversible(linear_levels(), [0.5] * 3).chunk = 3
     with pytest.raises(ValueError, match=r"chunk must be 1 where every step has levels"):
         TemporalReversible([linear_levels()] * 2, [0.5] * 3, chunk=2, feedback=False)
     cell = TemporalReversible(conv_levels()[:1], [0.5], chunk=2)

@@ -131,6 +131,14 @@ def test_a_parameter_given_as_decay_is_used_and_may_be_shared():
     torch.testing.assert_close(decay.grad, oracle.decays[0].grad, rtol=1e-4, atol=1e-5)
 
 
+def test_decays_as_one_tensor():
+    cell = TemporalReversible(linear_levels(), torch.tensor([0.5, 0.6, 0.7]))
+    assert [a.item() for a in cell.decays] == pytest.approx([0.5, 0.6, 0.7])
+    table = torch.rand(3, 3) + 0.1
+    cell = TemporalReversible(linear_levels(), table)
+    assert torch.equal(torch.stack([torch.stack(list(row)) for row in cell.decays]), table)
+
+
 @pytest.mark.parametrize("decays", [[0.5] * 3, [[0.5] * 3, [0.4] * 3]])
 def test_weight_decay_leaves_the_decays_alone(decays):
     cell = TemporalReversible(linear_levels(), decays)

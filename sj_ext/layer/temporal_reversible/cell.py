@@ -144,13 +144,19 @@ class TemporalReversible(host.base.MemoryModule):
         self.levels = _Levels(containers)
         self._init_decays(decays)
         self.feedback = bool(feedback)
-        self.chunk = self._checked_chunk(chunk)
+        self.chunk = chunk
         for level in range(self.num_levels):
             self.register_memory(f"u_{level}", None)
         self.register_memory("steps_done", 0)
         self.step_mode = step_mode
 
-    def _checked_chunk(self, chunk: int) -> int:
+    @property
+    def chunk(self) -> int:
+        """Steps that a level runs as one batch; may be changed between calls."""
+        return self._chunk
+
+    @chunk.setter
+    def chunk(self, chunk: int) -> None:
         if isinstance(chunk, bool) or not isinstance(chunk, int):
             raise TypeError(f"chunk must be an integer, got {chunk!r}")
         if chunk < 1:
@@ -165,7 +171,7 @@ class TemporalReversible(host.base.MemoryModule):
                 f"chunk must be 1 for levels with feedback, got {chunk}: each step waits for the "
                 "spikes of the one before; use feedback=False or chunk=1"
             )
-        return chunk
+        self._chunk = chunk
 
     def _check_batch_statistics(self) -> None:
         for name, module in self.levels.named_modules():
@@ -179,16 +185,22 @@ class TemporalReversible(host.base.MemoryModule):
                 )
 
     def _init_decays(self, decays) -> None:
-        if isinstance(decays, torch.Tensor | nn.ParameterList):
+        if isinstance(decays, torch.Tensor):
+            # one number per level, or per step and level
+            decays = [list(a) if a.dim() else a for a in decays] if decays.dim() else []
+        elif isinstance(decays, nn.ParameterList | nn.ModuleList):
             decays = list(decays)
         if not isinstance(decays, Sequence) or not decays:
             raise TypeError(
                 f"decays must be a sequence of {self.num_levels} numbers or tensors, or one such "
                 f"sequence per step, got {decays!r}"
             )
-        nested = isinstance(decays[0], list | tuple | nn.ParameterList)
-        if isinstance(decays[0], torch.Tensor) and decays[0].dim() == 1:
-            nested = len(decays) != self.num_levels and len(decays[0]) == self.num_levels
+        is_row = {isinstance(entry, list | tuple | nn.ParameterList) for entry in decays}
+        if len(is_row) > 1:
+            raise TypeError(
+                "decays must hold numbers or tensors, or one sequence per step, not both"
+            )
+        (nested,) = is_row
         rows = [list(row) for row in decays] if nested else [list(decays)]
         for t, row in enumerate(rows):
             if len(row) != self.num_levels:
