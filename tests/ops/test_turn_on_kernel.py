@@ -115,6 +115,19 @@ def test_on_the_host_it_is_the_twin(on_host, reference, dtype, steps, columns):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("columns", [(3, 7), (2, 4, 8)], ids=str)
+def test_at_the_threshold_and_at_the_windows_edges(on_host, reference, dtype, columns):
+    case = reference.random_case((4, *columns), [0.5], dtype=dtype, v_init=False)
+    # multiples of 1/4, halved a few times at most: exact, and often on 0, 1/2 or 1
+    case["x_seq"] = (torch.randint(-4, 5, (4, *columns)) / 4).to(dtype)
+    outputs, gradients = run(case, store_v_seq=True)
+    above = outputs[2] - case["v_threshold"]
+    assert (above == 0).any() and (above.abs() == 0.5).any()
+    assert_spikes(outputs, case)
+    reference.assert_gradients(gradients, case, True, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("columns", [(2, 5), (2, 4, 8)], ids=str)
 def test_without_an_initial_potential_it_starts_from_0(on_host, reference, dtype, columns):
     case = reference.random_case((5, *columns), [-0.7], dtype=dtype, v_init=False)

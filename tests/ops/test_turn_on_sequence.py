@@ -115,6 +115,19 @@ def test_other_surrogates(reference, surrogate_function, per_channel):
         torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-9)
 
 
+def test_at_the_threshold_and_at_the_windows_edges(reference):
+    case = reference.random_case((4, 3, 70), [0.5], v_init=False)
+    # multiples of 1/4, halved a few times at most: exact, and often on 0, 1/2 or 1
+    case["x_seq"] = torch.randint(-4, 5, (4, 3, 70)) / 4
+    inputs = [case[name].clone().requires_grad_() for name in ("x_seq", "v_init", "decay")]
+    outputs = turn_on(*inputs, v_threshold=0.5, surrogate_function=Rect(), store_v_seq=True)
+    above = outputs[2] - 0.5
+    assert (above == 0).any() and (above.abs() == 0.5).any()
+    assert torch.equal(outputs[0], naive.turn_on(*inputs, 0.5, Rect())[0])
+    gradients = torch.autograd.grad(reference.loss(outputs, case["weights"]), inputs)
+    reference.assert_gradients(gradients, case, True)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_16_bit_inputs_are_summed_in_float32(dtype):
     x = torch.randn(32, 50).to(dtype).requires_grad_()
