@@ -100,6 +100,39 @@ def test_dropout_draws_what_it_draws_on_plain_autograd(seed):
         torch.testing.assert_close(found, wanted)
 
 
+def test_every_step_draws_masks_of_its_own(seed):
+    masks = []
+
+    class Mask(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, below, above):
+            masks.append(torch.rand(5))
+            return below * self.scale + masks[-1]
+
+    cell = TemporalReversible([Mask(), Mask()], [0.5, 0.5])
+    y = cell(torch.randn(4, 3, 5))
+    after = torch.rand(5)
+    forward = list(masks)
+    y.sum().backward()
+    assert len(forward) == 8
+    distinct = {tuple(mask.tolist()) for mask in (*forward, after)}
+    assert len(distinct) == 9
+    # Undone from the last step to the first and from the top level to the bottom.
+    for found, wanted in zip(masks[8:], reversed(forward), strict=True):
+        assert torch.equal(found, wanted)
+
+
+def test_levels_that_draw_nothing_leave_the_generator_alone():
+    cell = conv_cell()
+    cell.eval()
+    state = torch.get_rng_state()
+    cell(torch.ones(3, 2, 3, 8, 8)).sum().backward()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_a_level_shared_with_another_level(seed):
     """One module at two levels: its gradient is the sum, its buffers count both."""
     shared = Counting(7, 7, 7)

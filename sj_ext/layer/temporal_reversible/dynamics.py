@@ -12,10 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+
+from .replay import Draws
 
 __all__ = ["Call", "integrate", "roll_out"]
 
@@ -84,8 +87,11 @@ class Call:
 class Observer:
     """Sees what :func:`roll_out` computes; the default looks at nothing."""
 
-    def ran(self, span: int, level: int, f: torch.Tensor, u: Sequence[torch.Tensor]) -> None:
-        """F_level gave f over a span, and the potentials after its steps are u."""
+    def ran(self, span: int, level: int, f: torch.Tensor, u: Sequence[torch.Tensor], start) -> None:
+        """F_level gave f over a span, and the potentials after its steps are u.
+
+        ``start`` is what its random numbers started from, see :class:`~.replay.Draws`.
+        """
 
     def fired(self, span: int, level: int, u: torch.Tensor, spikes: torch.Tensor) -> None:
         """The spikes of the potentials u of a span; asked for only where a level reads them."""
@@ -104,6 +110,7 @@ def roll_out(
         The potentials of the top level ``[T, N, *]`` and those of every level after the last step.
     """
     observer = observer or Observer()
+    draws = Draws(inputs[0].device)
     top = call.num_levels - 1
     u: list[Any] = list(states)
     spikes: list[Any] = [None] * call.num_levels
@@ -115,13 +122,13 @@ def roll_out(
         for level in range(call.num_levels):
             below = call.input_of(inputs, span) if level == 0 else spikes[level - 1]
             above = spikes[level + 1] if call.feedback and level < top else None
-            f = run_level(call, span, level, below, above)
+            f, start = draws.run(level, partial(run_level, call, span, level, below, above))
             potentials = []
             for t, f_t in zip(span, split(f, span, level), strict=True):
                 decay = decays[call.decay_index[t][level]]
                 u[level] = integrate(f_t, u[level], decay, t, level)
                 potentials.append(u[level])
-            observer.ran(number, level, f, potentials)
+            observer.ran(number, level, f, potentials, start)
             if level == top:
                 u_top += potentials
             spikes[level] = None

@@ -10,7 +10,7 @@ import torch
 from ...ops.windows import rectangular_window
 from .dynamics import Call, Observer
 from .record import Bits, Fingerprints, anchor_steps
-from .replay import RandomState, equal_states
+from .replay import RandomState
 
 __all__ = ["Needs", "Options", "Recorder"]
 
@@ -63,14 +63,14 @@ class Recorder(Observer):
         #: height of a rectangular window, None for any other surrogate
         self.alpha = rectangular_window(call.surrogate_function)
         self.random = RandomState(device)
-        self._random_now = self.random.get()
         self._fingerprints = Fingerprints()
         # places among the kept tensors:
         self.tensors: list[torch.Tensor] = []
         self.spikes: dict[tuple[int, int], int] = {}
         self.windows: dict[tuple[int, int], int] = {}
         self.fingerprints: dict[tuple[int, int], int] = {}
-        self.random_states: dict[tuple[int, int], list[int]] = {}
+        #: places of the generators' states, or the seed
+        self.starts: dict[tuple[int, int], list[int] | int] = {}
         #: by (step, level), not by span
         self.potentials: dict[tuple[int, int], int] = {}
         self.layouts: dict[tuple[int, int], Bits] = {}
@@ -88,15 +88,15 @@ class Recorder(Observer):
         self.tensors.append(tensor)
         return len(self.tensors) - 1
 
-    def ran(self, span: int, level: int, f: torch.Tensor, u: Sequence[torch.Tensor]) -> None:
+    def ran(self, span: int, level: int, f: torch.Tensor, u: Sequence[torch.Tensor], start) -> None:
         key = (span, level)
-        random_before, self._random_now = self._random_now, self.random.get()
         self.dtypes[level] = u[0].dtype
         if not self.needs.of(span, level):
             return
         self.shapes[key] = f.shape
-        if not equal_states(random_before, self._random_now):
-            self.random_states[key] = [self._keep(state) for state in random_before]
+        if start is not None:
+            seeded = isinstance(start, int)
+            self.starts[key] = start if seeded else [self._keep(state) for state in start]
         if self.options.replay_tolerance is not None:
             self.fingerprints[key] = self._keep(self._fingerprints.of(f))
         for t, potential in zip(self.call.spans[span], u, strict=True):
@@ -116,7 +116,6 @@ class Recorder(Observer):
     def let_go(self) -> None:
         """Forget the tensors, which autograd keeps from here on."""
         self.tensors, self._decays = [], []
-        self._random_now = []
         self._fingerprints = Fingerprints()
 
     def _anchors(self, level: int) -> frozenset[int]:

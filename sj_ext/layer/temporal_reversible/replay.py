@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import nn
 
 from ... import host
 
-__all__ = ["AutocastState", "RandomState", "Shadows"]
+__all__ = ["AutocastState", "Draws", "RandomState", "Shadows", "foreign_leaves"]
 
 
 class AutocastState:
@@ -61,10 +61,54 @@ class RandomState:
         if self._module is not None:
             self._module.set_rng_state(states[1], self._device)
 
+    def seed(self, seed: int) -> None:
+        """Start all generators from a seed."""
+        torch.default_generator.manual_seed(seed)
+        if self._module is not None:
+            with self._module.device(self._device):
+                self._module.manual_seed(seed)
 
-def equal_states(first: Sequence[torch.Tensor], second: Sequence[torch.Tensor]) -> bool:
-    """Whether nobody drew a number between two :meth:`RandomState.get`."""
-    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    def start_from(self, start: Sequence[torch.Tensor] | int) -> None:
+        """Go to what :meth:`Draws.run` gave for a run."""
+        if isinstance(start, int):
+            self.seed(start)
+        else:
+            self.set(start)
+
+
+class Draws:
+    """Runs levels such that the random numbers of each run can be drawn again.
+
+    The state of a generator is kilobytes, which would be held for every level and step. Only the
+    first run in which a level draws numbers is told by the state before it. From then on in the
+    call, every run of that level starts from a seed of its own, which comes from the CPU's
+    generator, and the generators go on afterwards as if the level had not drawn. Levels that draw
+    nothing change nothing.
+    """
+
+    def __init__(self, device: torch.device):
+        self._random = RandomState(device)
+        self._now = self._random.get()
+        self._drawing: set[int] = set()
+
+    def run(
+        self, level: int, function: Callable[[], torch.Tensor]
+    ) -> tuple[torch.Tensor, list[torch.Tensor] | int | None]:
+        """The function's result, and what the generators started from: states, a seed, or None."""
+        if level in self._drawing:
+            seed = int(torch.randint(2**62, ()))
+            self._now = self._random.get()
+            self._random.seed(seed)
+            try:
+                return function(), seed
+            finally:
+                self._random.set(self._now)
+        before, result = self._now, function()
+        self._now = self._random.get()
+        if all(torch.equal(a, b) for a, b in zip(before, self._now, strict=True)):
+            return result, None
+        self._drawing.add(level)
+        return result, before
 
 
 class Shadows:

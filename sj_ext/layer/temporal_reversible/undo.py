@@ -139,8 +139,7 @@ class _Undoing:
         everything = [module for column in call.modules for module in column]
         if isinstance(call.surrogate_function, torch.nn.Module):
             everything.append(call.surrogate_function)
-        replays_random = bool(self.recorder.random_states)
-        random_now = self.recorder.random.get() if replays_random else None
+        random_now = self.recorder.random.get() if self.recorder.starts else None
         shadows = Shadows(everything, self.parameters)
         self.grad_top, self.grad_final = grad_top, grad_final
         try:
@@ -289,8 +288,10 @@ class _Undoing:
     def _replay(self, number: int, level: int, below, above) -> torch.Tensor:
         """F_level over a span again, with its graph."""
         key, span = (number, level), self.call.spans[number]
-        if key in self.recorder.random_states:
-            self.recorder.random.set([self.kept[i] for i in self.recorder.random_states[key]])
+        start = self.recorder.starts.get(key)
+        if start is not None:
+            seeded = isinstance(start, int)
+            self.recorder.random.start_from(start if seeded else [self.kept[i] for i in start])
         module = self.call.modules[span[0]][level]
         with torch.enable_grad(), self.shadows.memories_kept(module):
             f = run_level(self.call, span, level, below, above)
