@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
@@ -47,14 +48,9 @@ def parameter_groups(
     exempt = {
         id(parameter)
         for child in module.modules()
-        for name, parameter in child.named_parameters(recurse=False)
+        for name, parameter in _own_parameters(child)
         if _is_exempt(child, name)
     }
-    # a ParameterList holds its parameters itself, so look at it through the module that owns it
-    for child in module.modules():
-        for name, grandchild in child.named_children():
-            if isinstance(grandchild, nn.ParameterList) and _is_exempt(child, name):
-                exempt.update(id(parameter) for parameter in grandchild.parameters())
     parameters = list(module.parameters())
     groups: list[dict[str, Any]] = [
         {"params": [p for p in parameters if id(p) not in exempt], "weight_decay": weight_decay},
@@ -64,6 +60,20 @@ def parameter_groups(
         for group in groups:
             group["lr"] = lr
     return groups
+
+
+def _own_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """A module's parameters, those that it keeps in lists included, under the lists' name."""
+    yield from module.named_parameters(recurse=False)
+    for name, child in module.named_children():
+        if _holds_parameters_only(child):
+            yield from ((name, parameter) for parameter in child.parameters())
+
+
+def _holds_parameters_only(module: nn.Module) -> bool:
+    if isinstance(module, nn.ModuleList):
+        return len(module) > 0 and all(_holds_parameters_only(child) for child in module)
+    return isinstance(module, nn.ParameterList | nn.ParameterDict)
 
 
 def _is_exempt(module: nn.Module, name: str) -> bool:

@@ -68,3 +68,11 @@ def test_shared_parameters_are_listed_once():
 def test_negative_rates_are_refused(kwargs):
     with pytest.raises(ValueError, match="weight_decay|lr"):
         sj_ext.parameter_groups(nn.Linear(1, 1), **kwargs)
+
+
+@pytest.mark.parametrize("decays", [[0.5, 0.25], [[0.5, 0.25], [0.4, 0.3]]])
+def test_decays_of_a_reversible_cell_do_not_decay(decays):
+    cell = sj_ext.layer.TemporalReversible([nn.Linear(3, 3), nn.Linear(3, 3)], decays)
+    decayed, free = sj_ext.parameter_groups(cell, 0.1)
+    assert {id(p) for p in free["params"]} == {id(p) for p in cell.decays.parameters()}
+    assert {id(p) for p in decayed["params"]} == {id(p) for p in cell.levels.parameters()}

@@ -107,8 +107,6 @@ class TRevSNN(nn.Module, host.base.MultiStepModule):
             memory=memory,
         )
         self.cell.step_mode = "m"
-        # parameters of neurons; see sj_ext.parameter_groups
-        self.cell.decays.no_weight_decay = frozenset(map(str, range(num_steps)))
         last = self.channels[-1]
         self.step_heads = nn.ModuleList(
             PooledHead(last, num_classes) for _ in range(0 if events else num_steps - 1)

@@ -218,8 +218,6 @@ class TemporalReversible(host.base.MemoryModule):
         #: whether every step has decays of its own
         self.decay_per_step = nested
         self.decays = nn.ModuleList(lists) if nested else lists[0]
-        if nested:  # parameters of neurons, for sj_ext.parameter_groups
-            self.decays.no_weight_decay = frozenset(map(str, range(len(lists))))
 
     def _decay(self, value) -> nn.Parameter:
         if isinstance(value, torch.Tensor):
