@@ -1,0 +1,92 @@
+"""What a learnable initial potential costs: IMP nodes over the host's own, and the TET losses.
+
+Times are forward and backward of whole sequences (processor time, taken in turn, median of the
+ratios). Memory is what a loss and its backward pass allocate at most, counted tensor by tensor,
+over cross-entropy on the flattened logits.
+
+    python examples/benchmarks/imp_node.py [--short] [--repeats 101]
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import time
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from sj_ext import functional, host
+from sj_ext.analysis import activation_memory
+from sj_ext.neuron import IMPIFNode, IMPLIFNode, IMPParametricLIFNode
+
+NODES = {
+    IMPIFNode: host.neuron.IFNode,
+    IMPLIFNode: host.neuron.LIFNode,
+    IMPParametricLIFNode: host.neuron.ParametricLIFNode,
+}
+
+
+def seconds(node, x_seq: torch.Tensor, grad: torch.Tensor) -> float:
+    """Processor time of one sequence forward and backward, from a reset state."""
+    x_seq = x_seq.detach().requires_grad_()
+    host.functional.reset_net(node)
+    start = time.process_time()
+    node(x_seq).backward(grad)
+    return time.process_time() - start
+
+
+def cost(shape: tuple[int, ...], repeats: int) -> None:
+    x_seq, grad = torch.randn(shape), torch.randn(shape)
+    print(f"\ninput {list(shape)}: forward and backward, IMP node over the host's")
+    for imp, own in NODES.items():
+        ours, hosts = imp(step_mode="m"), own(step_mode="m")
+        for node in (ours, hosts):
+            for _ in range(3):
+                seconds(node, x_seq, grad)
+        ratios = []
+        for i in range(repeats):
+            pair = (ours, hosts) if i % 2 else (hosts, ours)
+            took = {node: seconds(node, x_seq, grad) for node in pair}
+            ratios.append(took[ours] / took[hosts])
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        print(f"  {own.__name__:18} {middle:.3f}  (quartiles {low:.3f} to {high:.3f})")
+
+
+def loss_memory(shape: tuple[int, int, int]) -> None:
+    y_seq = torch.randn(shape)
+    steps, batch, classes = shape
+    indices = torch.randint(classes, (batch,))
+    probabilities = torch.rand(batch, classes).softmax(-1)
+
+    def peak(loss) -> int:
+        y = y_seq.detach().requires_grad_()
+        return activation_memory(lambda: loss(y).backward())[1].peak
+
+    flat = {
+        "indices": (indices, indices.repeat(steps)),
+        "probabilities": (probabilities, probabilities.repeat(steps, 1)),
+    }
+    print(f"\ny_seq {list(shape)}: bytes allocated at most, over cross-entropy on flattened logits")
+    for name, (target, repeated) in flat.items():
+        plain = peak(lambda y, target=repeated: cross_entropy(y.flatten(0, 1), target))
+        for loss in ("sdt", "tet", "tet_s", "lts"):
+            function = getattr(functional, f"{loss}_cross_entropy")
+            ours = peak(lambda y, f=function, target=target: f(y, target))
+            print(f"  {loss:6} {name:14} {ours / plain:.3f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--short", action="store_true", help="fewer repeats")
+    parser.add_argument("--repeats", type=int, default=101)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    print(f"{platform.machine()}, 1 thread, torch {torch.__version__}, SpikingJelly {host.VERSION}")
+    cost((4, 16, 64, 16, 16), 15 if args.short else args.repeats)
+    loss_memory((16, 256, 1000))
+
+
+if __name__ == "__main__":
+    main()
