@@ -70,7 +70,7 @@ def seconds(forward: Callable, node, x_seq: torch.Tensor, grad: torch.Tensor) ->
 
 def cpu_report(short: bool) -> list[dict]:
     """Medians over interleaved repeats; prints a table."""
-    steps, repeats = 16, 9 if short else 31
+    steps, repeats = 16, 9 if short else 15
     shapes = [(16, 32, 8), (32, 64, 16)] if short else [(16, 32, 8), (32, 64, 16), (64, 64, 32)]
     rows = []
     for batch, channels, size in shapes:
