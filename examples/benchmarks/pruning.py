@@ -8,7 +8,7 @@ Three comparisons, each with both sides interleaved in this run:
 * with ``--exact``, kept counts at six budgets on the full VGG-11 and SEW-ResNet-18 with the default
   settings (weights are moved at random in place of training, which the pruner cannot tell).
 
-Usage: python examples/benchmarks/pruning.py [--short] [--exact] [--repeats N]
+Usage: python examples/benchmarks/pruning.py [--short] [--exact] [--no-timing] [--repeats N]
 """
 
 from __future__ import annotations
@@ -140,13 +140,15 @@ def selection(short: bool, repeats: int) -> None:
     )
 
 
-def exact(short: bool) -> None:
+def exact(short: bool, only: str, budgets: list[float]) -> None:
     nets = {
         "spiking VGG-11": lambda: vgg(short),
         "SEW-ResNet-18": lambda: sew_resnet.sew_resnet18(num_classes=10, cnf="ADD", **NEURON),
     }
     for name, build in nets.items():
-        for budget in (0.5, 0.25, 0.1, 0.05, 0.01, 0.002):
+        if only not in name:
+            continue
+        for budget in budgets:
             net = build()
             total = sum(
                 m.weight.numel() for m in net.modules() if isinstance(m, (nn.Conv2d, nn.Linear))
@@ -167,7 +169,8 @@ def exact(short: bool) -> None:
             missing = budget * total - pruner.kept
             print(
                 f"{name}: budget {budget}, kept {pruner.kept} of {total}, allowed "
-                f"{budget * total:.1f}, finished after {steps} of {pruner.total_steps} steps"
+                f"{budget * total:.1f}, finished after {steps} of {pruner.total_steps} steps",
+                flush=True,
             )
             assert 0 <= missing < 1 and steps == pruner.total_steps
 
@@ -176,6 +179,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--short", action="store_true", help="small sizes, a few seconds")
     parser.add_argument("--exact", action="store_true", help="also count on the full networks")
+    parser.add_argument("--only", default="", help="networks of --exact whose name has this")
+    parser.add_argument(
+        "--budgets", type=float, nargs="+", default=[0.5, 0.25, 0.1, 0.05, 0.01, 0.002]
+    )
+    parser.add_argument("--no-timing", action="store_true", help="only --exact")
     parser.add_argument("--repeats", type=int, default=None)
     arguments = parser.parse_args()
     repeats = arguments.repeats or (3 if arguments.short else 15)
@@ -183,10 +191,11 @@ def main() -> None:
         f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, "
         f"torch {torch.__version__}, spikingjelly {host.VERSION}"
     )
-    overhead(arguments.short, repeats)
-    selection(arguments.short, repeats)
+    if not arguments.no_timing:
+        overhead(arguments.short, repeats)
+        selection(arguments.short, repeats)
     if arguments.exact:
-        exact(arguments.short)
+        exact(arguments.short, arguments.only, arguments.budgets)
 
 
 if __name__ == "__main__":
