@@ -75,6 +75,8 @@ class TurnOnNode(host.FunctionalNode):
     """
 
     cupy_dtypes = op.DTYPES
+    decay: torch.Tensor
+    v: torch.Tensor | float
 
     def __init__(
         self,
@@ -219,7 +221,7 @@ class TurnOnNode(host.FunctionalNode):
         return isinstance(self.decay, UninitializedParameter)
 
     def _make_decay(self, channels: int, device: torch.device | None = None) -> None:
-        self.decay.materialize((channels,), device=device)
+        self.decay.materialize((channels,), device=device)  # type: ignore[attr-defined]
         with torch.no_grad():
             self.decay.fill_(self._decay_init)
 

@@ -113,7 +113,7 @@ def _kernel(variant: Variant, name: str, device_index: int):
 @functools.cache
 def _cupy():
     try:
-        import cupy
+        import cupy  # type: ignore[import-not-found,unused-ignore]
     except ImportError as error:
         raise RuntimeError(
             f"backend='cupy' needs CuPy, which cannot be imported ({error}): install cupy-cuda12x "
