@@ -257,6 +257,9 @@ class Ranking:
 
     def _ties(self) -> None:
         """Count what is strictly below the lower end; the rest of ``le`` equals it."""
+        if self.low <= 0:  # no magnitude is below 0: no pass is needed
+            self._below_counts = [0] * len(self.tensors)
+            return
         low = self.dtype.type(self.low)
 
         def count_numpy(block, scratch):
