@@ -47,22 +47,28 @@ class OverTime(nn.Module):
         return self.net(x.expand(T, *x.shape))
 
 
-def convolutional_network() -> nn.Module:
-    """The kind of network that SpikingJelly's tutorials build; logits ``[T, N, 10]``."""
+def if_node() -> nn.Module:
+    """The neuron of the plain network: integrate and fire, reset by subtraction."""
+    return neuron.IFNode(v_reset=None, surrogate_function=surrogate.ATan(), detach_reset=True)
 
-    def spiking() -> neuron.BaseNode:
-        return neuron.IFNode(v_reset=None, surrogate_function=surrogate.ATan(), detach_reset=True)
 
-    def block(inside: int, outside: int) -> list[nn.Module]:
+def convolutional_network(*spiking: nn.Module) -> nn.Module:
+    """The kind of network that SpikingJelly's tutorials build, with three neuron layers.
+
+    Its output are logits ``[T, N, 10]``.
+    """
+    first, second, third = spiking
+
+    def block(inside: int, outside: int, node: nn.Module) -> list[nn.Module]:
         convolution = layer.Conv2d(inside, outside, 3, padding=1, bias=False)
-        return [convolution, layer.BatchNorm2d(outside), spiking(), layer.MaxPool2d(2)]
+        return [convolution, layer.BatchNorm2d(outside), node, layer.MaxPool2d(2)]
 
     net = nn.Sequential(
-        *block(1, 32),
-        *block(32, 64),
+        *block(1, 32, first),
+        *block(32, 64, second),
         layer.Flatten(),
         layer.Linear(256, 128),
-        spiking(),
+        third,
         layer.Linear(128, 10),
     )
     functional.set_step_mode(net, "m")
@@ -99,7 +105,9 @@ def initial_potentials(epochs, data, test, losses):
         losses[name], seconds = train(net, data, loss_function, epochs, name)
         rows[name] = (per_step_accuracy(net, test), seconds)
 
-    net = convolutional_network()
+    turns = convolutional_network(neuron.TurnOffNode(), neuron.TurnOffNode(), neuron.TurnOnNode())
+    run(turns, functional.tet_cross_entropy, "turn-off and turn-on, TET")
+    net = convolutional_network(if_node(), if_node(), if_node())
     run(net, functional.sdt_cross_entropy, "IF, SDT")
     imp = copy.deepcopy(net)
     count = sj_ext.swap_neurons(imp, {neuron.IFNode: neuron.IMPIFNode}, imp_shape="neuron")

@@ -26,6 +26,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from .. import host
+from .lazy import LazyParametersInCheckpoints, is_lazy
 
 __all__ = [
     "IMPIFNode",
@@ -39,7 +40,7 @@ __all__ = [
 _SHAPES = ("layer", "channel", "spatial", "neuron")
 
 
-class LearnableInitialPotential(host.HostBackend):
+class LearnableInitialPotential(LazyParametersInCheckpoints, host.HostBackend):
     r"""Mixin that starts a host neuron from :math:`V[0] = \mathrm{squash}(\theta)`.
 
     Args:
@@ -130,7 +131,7 @@ class LearnableInitialPotential(host.HostBackend):
         Raises:
             ValueError: theta does not broadcast to the shape of ``x``.
         """
-        if _is_lazy(self.theta):
+        if is_lazy(self.theta):
             self._make_theta(self._theta_shape(x), x.device)
         self._check_shape(x)
         v = self.theta if self.imp_squash is None else self.imp_squash(self.theta)
@@ -161,7 +162,7 @@ class LearnableInitialPotential(host.HostBackend):
         return v.shape[v.dim() - x.dim() :] == x.shape  # levels may stand before the batch
 
     def _make_theta(self, shape, device=None) -> None:
-        if _is_lazy(self.theta):
+        if is_lazy(self.theta):
             self.theta.materialize(shape, device=device)
         with torch.no_grad():
             self.theta.uniform_(*self.imp_init)
@@ -210,24 +211,11 @@ class LearnableInitialPotential(host.HostBackend):
                 f"input of shape {tuple(x.shape)} in one step"
             )
 
-    # A lazy theta in checkpoints, by PyTorch's convention for lazy modules.
-
-    def _save_to_state_dict(self, destination, prefix, keep_vars):
-        lazy = self.theta if _is_lazy(self.theta) else None
-        if lazy is not None:
-            del self._parameters["theta"]  # it cannot be detached, which the base would do
-        try:
-            super()._save_to_state_dict(destination, prefix, keep_vars)
-        finally:
-            if lazy is not None:
-                self._parameters["theta"] = lazy
-                destination[prefix + "theta"] = lazy
-
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
-        saved = state_dict.get(prefix + "theta")
-        if saved is not None and _is_lazy(self.theta) and not _is_lazy(saved):
-            self._make_theta(saved.shape)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+    def _make_parameter(self, name, shape):
+        if name == "theta":
+            self._make_theta(shape)
+        else:  # a lazy parameter of the neuron's own
+            super()._make_parameter(name, shape)
 
 
 #: keywords of the mixin's own, with their defaults
@@ -236,11 +224,6 @@ _OWN_KEYWORDS = {
     for name, parameter in inspect.signature(LearnableInitialPotential).parameters.items()
     if parameter.default is not parameter.empty
 }
-
-
-def _is_lazy(theta: torch.Tensor) -> bool:
-    """As torch's ``is_lazy``, in a form that ``torch.compile`` traces."""
-    return isinstance(theta, UninitializedParameter)
 
 
 def _first_step(x_seq: torch.Tensor) -> torch.Tensor | None:

@@ -23,12 +23,13 @@ from ..ops.turn_on import op
 from ..ops.turn_on.naive import state_dtype
 from ..ops.turn_on.sequence import away_from_zero, turn_on
 from ..surrogate import Rect
+from .lazy import LazyParametersInCheckpoints, is_lazy
 from .turn_off import checked_surrogate, finite_number
 
 __all__ = ["TurnOnNode"]
 
 
-class TurnOnNode(host.FunctionalNode):
+class TurnOnNode(LazyParametersInCheckpoints, host.FunctionalNode):
     r"""Turn-on neuron, :math:`U[t] = a U[t-1] + X[t]`, :math:`S[t] = \Theta(U[t] - v_{th})`.
 
     A potential at the threshold fires. With ``Rect``, what is kept for the backward pass is one bit
@@ -204,7 +205,7 @@ class TurnOnNode(host.FunctionalNode):
                 f"{list(x_seq.shape[1:])}"
             )
         channels = x_seq.shape[2]
-        if self._lazy:
+        if is_lazy(self.decay):
             self._make_decay(channels, x_seq.device)
         alike = self.decay.numel() == 1 and not self.learnable_decay
         if self.decay.numel() != channels and not alike:
@@ -214,35 +215,19 @@ class TurnOnNode(host.FunctionalNode):
             )
         return self.effective_decay.view(-1, *[1] * (x_seq.dim() - 3))
 
-    # A lazy decay in checkpoints, by PyTorch's convention for lazy modules.
-
-    @property
-    def _lazy(self) -> bool:
-        return isinstance(self.decay, UninitializedParameter)
-
     def _make_decay(self, channels: int, device: torch.device | None = None) -> None:
         self.decay.materialize((channels,), device=device)  # type: ignore[attr-defined]
         with torch.no_grad():
             self.decay.fill_(self._decay_init)
 
-    def _save_to_state_dict(self, destination, prefix, keep_vars):
-        lazy = self.decay if self._lazy else None
-        if lazy is not None:
-            del self._parameters["decay"]  # it cannot be detached, which the base would do
-        try:
-            super()._save_to_state_dict(destination, prefix, keep_vars)
-        finally:
-            if lazy is not None:
-                self._parameters["decay"] = lazy
-                destination[prefix + "decay"] = lazy
+    def _make_parameter(self, name, shape):
+        self._make_decay(shape.numel())
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         saved = state_dict.get(prefix + "decay")
-        if saved is not None and not isinstance(saved, UninitializedParameter):
-            if self._lazy:
-                self._make_decay(saved.numel())
-            elif self.decay_shape == "channel" and not self.learnable_decay:
-                self.decay = self.decay[:1].expand(saved.numel()).clone()
+        fixed = self.decay_shape == "channel" and not self.learnable_decay
+        if fixed and saved is not None:
+            self.decay = self.decay[:1].expand(saved.numel()).clone()
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 

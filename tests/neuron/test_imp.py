@@ -17,6 +17,7 @@ from sj_ext.neuron import (
     IMPParametricLIFNode,
     LearnableInitialPotential,
     MultiLevelFiringNode,
+    TurnOnNode,
     with_learnable_imp,
 )
 
@@ -399,3 +400,12 @@ def test_with_learnable_imp_refuses_what_is_no_neuron_class(node_class):
 def test_with_learnable_imp_of_an_imp_class_is_itself():
     assert with_learnable_imp(neuron.LIFNode) is IMPLIFNode
     assert with_learnable_imp(IMPLIFNode) is IMPLIFNode
+
+
+def test_a_neuron_with_a_lazy_parameter_of_its_own_goes_through_checkpoints():
+    made = with_learnable_imp(TurnOnNode)
+    node, fresh = (made(decay_shape="channel", step_mode="m") for _ in range(2))
+    node(torch.rand(3, 2, 5, 4))
+    assert set(fresh.state_dict()) == {"theta", "decay"}
+    fresh.load_state_dict(node.state_dict())
+    assert torch.equal(fresh.theta, node.theta) and fresh.decay.shape == (5,)
