@@ -114,7 +114,7 @@ def main() -> None:
 
     begin = time.perf_counter()
     total = len(kinds) * arguments.seeds * len(LOSSES) * arguments.steps
-    with tqdm(total=total, unit="step") as bar:
+    with tqdm(total=total, unit="step", disable=None) as bar:
         results = {
             kind: [run(kind, seed, arguments, bar) for seed in range(arguments.seeds)]
             for kind in kinds

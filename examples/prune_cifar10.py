@@ -51,7 +51,9 @@ def cifar10(folder: Path, train: bool, limit: int | None) -> Split:
         label = label[:limit]
         images = [
             numpy.asarray(Image.open(io.BytesIO(jpeg[offset[i] : offset[i + 1]].tobytes())))
-            for i in tqdm(range(len(label)), desc=f"reading {packed.name}", leave=False)
+            for i in tqdm(
+                range(len(label)), desc=f"reading {packed.name}", leave=False, disable=None
+            )
         ]
         pixels = numpy.stack(images)
     else:
@@ -141,7 +143,7 @@ class Run:
         order = torch.randperm(len(labels), generator=generator)[: self.batches * self.a.batch]
         self.net.train()
         total = 0.0
-        bar = tqdm(order.split(self.a.batch), desc=f"{title} {number}", leave=False)
+        bar = tqdm(order.split(self.a.batch), desc=f"{title} {number}", leave=False, disable=None)
         for part in bar:
             loss, _ = self.loss(augmented(images[part], generator), labels[part])
             optimizer.zero_grad()

@@ -260,7 +260,7 @@ class Run:
             desc=f"epoch {self.epoch + 1}",
             total=self.order.batches,
             initial=self.batch,
-            disable=self.rank > 0,
+            disable=True if self.rank > 0 else None,
             mininterval=1.0,
         )
         start, first = time.perf_counter(), self.batch

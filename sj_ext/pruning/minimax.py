@@ -45,16 +45,13 @@ __all__ = ["MinimaxPruner", "Rates"]
 
 
 class Rates(NamedTuple):
-    """Learning rates of order one.
+    """Learning rates of order one."""
 
-    Attributes:
-        s: of the number of zeros, a_s.
-        y: of the multiplier of the zeros, a_y.
-        z: of the multipliers of the budgets, a_z.
-    """
-
+    #: of the number of zeros, a_s
     s: float = 2.0
+    #: of the multiplier of the zeros, a_y
     y: float = 0.25
+    #: of the multipliers of the budgets, a_z
     z: float = 1.0
 
 
@@ -78,9 +75,9 @@ class MinimaxPruner(Pruner):
     level is the least pace at which ``s`` grows, so that the announced number of steps is kept
     whatever the multipliers do.
 
+    The arguments of :class:`~sj_ext.pruning.Pruner`, and these:
+
     Args:
-        model, budget, resource, schedule, layers, first, last, granularity, optimizer,
-            example_input, latency_table, writer, log_every: as :class:`~sj_ext.pruning.Pruner`.
         layerwise: one ``s`` and ``y`` per layer instead of one for the whole network.
         rates: :class:`Rates`, all above 0.
         lr: learning rate :math:`\eta` of the proximal step where no optimizer is given.
