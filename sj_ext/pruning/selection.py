@@ -91,10 +91,10 @@ def _scan_numpy(block: np.ndarray, low, high, scratch) -> _Block:
     taken = magnitude[index]
     # the squares of what is above are those of the bound: cheaper than a product with a mask
     bound = max(low, low.dtype.type(0))
-    np.clip(block, -bound, bound, out=magnitude)
-    # the scratch is aligned to cache lines, so that the order of the sum is the same in every run
-    aligned = torch.from_numpy(magnitude)
-    energy = float(torch.dot(aligned, aligned)) - float(bound) ** 2 * (size - count)
+    np.minimum(magnitude, bound, out=magnitude)
+    np.multiply(magnitude, magnitude, out=magnitude)
+    # summed in pairs, in one order: a library's dot product depends on its number of threads
+    energy = float(np.add.reduce(magnitude)) - float(bound) ** 2 * (size - count)
     return _Block(count, max(energy, 0.0) if energy == energy else energy, index, taken)
 
 
