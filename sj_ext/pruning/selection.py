@@ -35,6 +35,8 @@ __all__ = [
 
 #: weights per block of a pass: block and scratch fit into a core's second-level cache
 BLOCK = 1 << 17
+#: values of one dot product
+ROW = 1 << 10
 #: below this many weights everything is taken out in one go
 SMALL = 1 << 15
 #: wanted size of the sample
@@ -91,11 +93,20 @@ def _scan_numpy(block: np.ndarray, low, high, scratch) -> _Block:
     taken = magnitude[index]
     # the squares of what is above are those of the bound: cheaper than a product with a mask
     bound = max(low, low.dtype.type(0))
-    np.minimum(magnitude, bound, out=magnitude)
-    np.multiply(magnitude, magnitude, out=magnitude)
-    # summed in pairs, in one order: a library's dot product depends on its number of threads
-    energy = float(np.add.reduce(magnitude)) - float(bound) ** 2 * (size - count)
+    np.clip(block, -bound, bound, out=magnitude)
+    energy = _sum_of_squares(scratch[0], size) - float(bound) ** 2 * (size - count)
     return _Block(count, max(energy, 0.0) if energy == energy else energy, index, taken)
+
+
+def _sum_of_squares(values: np.ndarray, size: int) -> float:
+    """Of the first ``size`` values; what follows them up to a full row is overwritten.
+
+    Row by row: a library's dot product of short vectors does not depend on its number of threads.
+    """
+    stop = -(-size // ROW) * ROW
+    values[size:stop] = 0
+    rows = values[:stop].reshape(-1, ROW)
+    return math.fsum(np.matmul(rows[:, None, :], rows[:, :, None]).ravel())
 
 
 def _scan_torch(block: torch.Tensor, low, high, dtype) -> _Block:
@@ -132,7 +143,7 @@ def _over_blocks(tensors, dtype, scan_numpy, scan_torch) -> list:
 
     def run(part):
         scratch = (
-            torch.empty(BLOCK, dtype=_torch_kind(dtype)).numpy(),
+            torch.empty(-(-BLOCK // ROW) * ROW, dtype=_torch_kind(dtype)).numpy(),
             torch.empty(BLOCK, dtype=torch.bool).numpy(),
             torch.empty(BLOCK, dtype=torch.bool).numpy(),
         )
