@@ -7,7 +7,7 @@ HOST14 := $(VENV)/host14
 # the profiler that counts memory has nothing to say of GPUs that are not there
 export KINETO_LOG_LEVEL := 99
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
-PYTEST := $(PY) -W ignore::DeprecationWarning -m pytest -q -n $(JOBS) --dist loadfile
+PYTEST := $(PY) -W ignore::DeprecationWarning -m pytest -q -rs -n $(JOBS) --dist loadfile
 
 .PHONY: demo test test-2 test-14 lint docs examples clean
 
