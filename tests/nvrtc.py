@@ -17,7 +17,7 @@ def _include_folder():
 
 
 def compile_for(arch, source, *options):
-    """Machine code (CUBIN) of ``source`` for ``arch``.
+    """Machine code (CUBIN) of ``source`` for ``arch``, and the compiler's log.
 
     Raises:
         RuntimeError: it does not compile; the message is the compiler's log.
@@ -27,13 +27,13 @@ def compile_for(arch, source, *options):
     (status,) = nvrtc.nvrtcCompileProgram(
         program, len(arguments), [argument.encode() for argument in arguments]
     )
+    _, size = nvrtc.nvrtcGetProgramLogSize(program)
+    log = b" " * size
+    nvrtc.nvrtcGetProgramLog(program, log)
     if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-        _, size = nvrtc.nvrtcGetProgramLogSize(program)
-        log = b" " * size
-        nvrtc.nvrtcGetProgramLog(program, log)
         raise RuntimeError(f"{arch}: {status}\n{log.decode()}")
     _, size = nvrtc.nvrtcGetCUBINSize(program)
     cubin = b" " * size
     nvrtc.nvrtcGetCUBIN(program, cubin)
     nvrtc.nvrtcDestroyProgram(program)
-    return cubin
+    return cubin, log.decode()

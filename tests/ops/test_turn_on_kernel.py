@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from cuda.bindings import nvrtc
+from nvrtc import ARCHITECTURES, compile_for
 
 from sj_ext import host
 from sj_ext.ops.turn_on import launch as cuda_launch
@@ -18,30 +18,15 @@ from sj_ext.surrogate import DSpike, Rect
 SPIKE_CODE = DSpike().cuda_codes("window", "above", "float")
 
 
-def compile_for(variant, architecture):
-    """Machine code and the assembler's report."""
-    _, program = nvrtc.nvrtcCreateProgram(
-        cuda_launch.source(variant).encode(), b"kernel.cu", 0, [], []
-    )
-    options = [*cuda_launch.options(variant), f"--gpu-architecture={architecture}"]
-    options = [option.encode() for option in [*options, "--ptxas-options=-v"]]
-    (error,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
-    log = b" " * nvrtc.nvrtcGetProgramLogSize(program)[1]
-    nvrtc.nvrtcGetProgramLog(program, log)
-    assert error == nvrtc.nvrtcResult.NVRTC_SUCCESS, log.decode()
-    _, size = nvrtc.nvrtcGetCUBINSize(program)
-    machine_code = b" " * size
-    nvrtc.nvrtcGetCUBIN(program, machine_code)
-    return machine_code, log.decode()
-
-
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("aligned", [True, False])
 @pytest.mark.parametrize("block", [64, 256])
 def test_every_variant_compiles_to_machine_code(architecture, dtype, aligned, block):
     for code in ("", SPIKE_CODE) if block == 256 else ("",):
-        machine_code, report = compile_for(Variant(dtype, aligned, block, code), architecture)
+        variant = Variant(dtype, aligned, block, code)
+        options = (*cuda_launch.options(variant), "--ptxas-options=-v")
+        machine_code, report = compile_for(architecture, cuda_launch.source(variant), *options)
         assert machine_code.startswith(b"\x7fELF")
         for name in (b"turn_on_forward", b"turn_on_backward"):
             assert name in machine_code
