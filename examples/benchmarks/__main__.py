@@ -1,0 +1,78 @@
+"""One command for every table of the results page.
+
+    python examples/benchmarks list
+    python examples/benchmarks memory                        # short form: minutes on two cores
+    python examples/benchmarks memory --size medium          # up to an hour on two cores
+    python examples/benchmarks memory --size full --device cuda
+    python examples/benchmarks all --size short
+    python examples/benchmarks page docs/results             # tables and plots from the records
+
+A run writes ``OUTPUT/TABLE-SIZE.json`` after every cell and goes on from there when it is started
+again. Both sides of a comparison are cells of one record, or are interleaved within one cell.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from tqdm import tqdm
+
+FOLDER = Path(__file__).resolve().parent
+sys.path[:0] = [str(FOLDER.parent)]
+
+from benchmarks.record import SIZES, Context, Record, render  # noqa: E402
+
+
+def names() -> list[str]:
+    """The tables, a module each in ``tables/``."""
+    return sorted(p.stem for p in (FOLDER / "tables").glob("*.py") if not p.stem.startswith("_"))
+
+
+def load(name: str) -> ModuleType:
+    return importlib.import_module(f"benchmarks.tables.{name}")
+
+
+def run(name: str, context: Context, output: Path) -> Record:
+    """Measure what the record still lacks, print the table and save the plot."""
+    table = load(name)
+    record = Record.open(output / f"{name}-{context.size}.json", name, context)
+    missing = [cell for cell in table.cells(context.size) if cell not in record]
+    print(f"\n{table.TITLE} ({context.size}): {len(missing)} cells to measure", flush=True)
+    for cell in tqdm(missing, desc=name, disable=None):
+        record.measure(cell, lambda cell=cell: table.measure(cell, context))
+    print(table.table(record.rows))
+    render(table, record, output)
+    return record
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("table", choices=[*names(), "all", "list", "page"])
+    parser.add_argument("folder", nargs="?", type=Path, help="of the records, for 'page'")
+    parser.add_argument("--size", choices=SIZES, default="short")
+    parser.add_argument("--short", action="store_const", dest="size", const="short")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--data-dir", type=Path, help="CIFAR-10, instead of scikit-learn's digits")
+    parser.add_argument("--output", type=Path, default=Path("runs/benchmarks"))
+    arguments = parser.parse_args()
+    if arguments.table == "list":
+        for name in names():
+            print(f"{name:20} {load(name).TITLE}")
+    elif arguments.table == "page":
+        folder = arguments.folder or arguments.output
+        for path in sorted(folder.glob("*.json")):
+            record = Record.read(path)
+            render(load(record.table), record, folder)
+            print(f"{path.with_suffix('.md')}")
+    else:
+        context = Context(arguments.size, arguments.device, arguments.data_dir)
+        for name in names() if arguments.table == "all" else [arguments.table]:
+            run(name, context, arguments.output)
+
+
+if __name__ == "__main__":
+    main()
