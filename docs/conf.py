@@ -18,7 +18,8 @@ extensions = [
     "sphinx.ext.napoleon",
 ]
 source_suffix = {".md": "markdown"}
-exclude_patterns = ["_build"]
+# tables that other pages include
+exclude_patterns = ["_build", *(f"results/*-{size}.md" for size in ("short", "medium", "full"))]
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
