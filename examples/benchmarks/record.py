@@ -93,7 +93,7 @@ class Record:
                     "move it away or choose another --output"
                 )
             return record
-        command = shlex.join(["python", "examples/benchmarks", *sys.argv[1:]])
+        command = shlex.join(["python", "examples/benchmarks", *_without_folders(sys.argv[1:])])
         return cls(path, table, context.size, command, now)
 
     @classmethod
@@ -137,6 +137,17 @@ class Record:
             f"SpikingJelly {env['spikingjelly']}, sj_ext {env['sj_ext']}; images: {env['images']}; "
             f"{sum(row['seconds'] for row in self.rows):.0f} s in all."
         )
+
+
+def _without_folders(arguments: list[str]) -> list[str]:
+    """The arguments with DIR in place of where somebody keeps the data."""
+    kept = list(arguments)
+    for i, argument in enumerate(arguments):
+        if i and arguments[i - 1] == "--data-dir":
+            kept[i] = "DIR"
+        elif argument.startswith("--data-dir="):
+            kept[i] = "--data-dir=DIR"
+    return kept
 
 
 def render(table: ModuleType, record: Record, folder: Path) -> None:
