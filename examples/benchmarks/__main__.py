@@ -39,7 +39,8 @@ def load(name: str) -> ModuleType:
 def run(name: str, context: Context, output: Path) -> Record:
     """Measure what the record still lacks, print the table and save the plot."""
     table = load(name)
-    record = Record.open(output / f"{name}-{context.size}.json", name, context)
+    path = output / f"{name}-{context.size}.json"
+    record = Record.open(path, name, context, images=getattr(table, "IMAGES", True))
     missing = [cell for cell in table.cells(context.size) if cell not in record]
     print(f"\n{table.TITLE} ({context.size}): {len(missing)} cells to measure", flush=True)
     for cell in tqdm(missing, desc=name, disable=None):

@@ -37,10 +37,15 @@ class Context:
     data_dir: Path | None = None
 
 
-def environment(context: Context) -> dict[str, str | int]:
-    """Machine, versions and data: rows of one record have all of it in common."""
+def environment(context: Context, images: bool = True) -> dict[str, str | int]:
+    """Machine, versions and data: rows of one record have all of it in common.
+
+    Args:
+        context: of the run.
+        images: whether the table trains on images; if not, the record names none.
+    """
     card = torch.cuda.get_device_name() if context.device.startswith("cuda") else "none"
-    return {
+    found: dict[str, str | int] = {
         "processor": _processor(),
         "cores": os.cpu_count() or 0,
         "threads": torch.get_num_threads(),
@@ -50,8 +55,10 @@ def environment(context: Context) -> dict[str, str | int]:
         "numpy": numpy.__version__,
         "spikingjelly": host.VERSION,
         "sj_ext": __version__,
-        "images": "digits" if context.data_dir is None else "CIFAR-10",
     }
+    if images:
+        found["images"] = "digits" if context.data_dir is None else "CIFAR-10"
+    return found
 
 
 def _processor() -> str:
@@ -76,14 +83,14 @@ class Record:
     rows: list[dict] = field(default_factory=list)
 
     @classmethod
-    def open(cls, path: Path, table: str, context: Context) -> Record:
+    def open(cls, path: Path, table: str, context: Context, images: bool = True) -> Record:
         """The record at ``path`` to go on with, or a new one.
 
         Raises:
             RuntimeError: if the record there was made on another machine, with other versions or
                 other data.
         """
-        now = environment(context)
+        now = environment(context, images)
         if path.exists():
             record = cls.read(path)
             differs = {k for k in now if record.environment.get(k) != now[k]}
@@ -130,11 +137,12 @@ class Record:
         env = self.environment
         card = "" if env["card"] == "none" else f", {env['card']}"
         dates = sorted({row["date"] for row in self.rows})
+        images = f"images: {env['images']}; " if "images" in env else ""
         when = " to ".join(dict.fromkeys([dates[0], dates[-1]])) if dates else "never"
         return (
             f"`{self.command}`, {when}; {env['processor']}, {env['cores']} cores, "
             f"{env['threads']} threads{card}; Python {env['python']}, torch {env['torch']}, "
-            f"SpikingJelly {env['spikingjelly']}, sj_ext {env['sj_ext']}; images: {env['images']}; "
+            f"SpikingJelly {env['spikingjelly']}, sj_ext {env['sj_ext']}; {images}"
             f"{sum(row['seconds'] for row in self.rows):.0f} s in all."
         )
 
