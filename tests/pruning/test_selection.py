@@ -6,7 +6,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sj_ext.pruning import selection
 from sj_ext.pruning.selection import (
     Ranking,
     cut_mask_,
@@ -43,10 +42,10 @@ KINDS = {
 def sizes(request, monkeypatch):
     """Sizes at which the sample, the bracket and the blocks are all exercised by small tensors."""
     if request.param != "one look":
-        monkeypatch.setattr(selection, "SMALL", 0)
-        monkeypatch.setattr(selection, "BLOCK", 64)
+        monkeypatch.setattr("sj_ext.pruning.selection.ranking.SMALL", 0)
+        monkeypatch.setattr("sj_ext.pruning.selection.blocks.BLOCK", 64)
         sample = 60 if request.param == "small sample" else 4
-        monkeypatch.setattr(selection, "SAMPLE", sample)
+        monkeypatch.setattr("sj_ext.pruning.selection.ranking.SAMPLE", sample)
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "mixed"])

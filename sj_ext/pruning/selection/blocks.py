@@ -1,0 +1,70 @@
+"""One pass over many tensors, block by block, over several threads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+#: weights per block of a pass: its scratch stays in the processor's cache, and threads seldom meet
+BLOCK = 1 << 20
+#: values of one dot product
+ROW = 1 << 10
+
+
+def key_dtype(tensors: Sequence[torch.Tensor]) -> np.dtype:
+    """The dtype in which magnitudes are compared: exact for every tensor."""
+    wide = any(tensor.dtype == torch.float64 for tensor in tensors)
+    return np.dtype(np.float64 if wide else np.float32)
+
+
+def torch_kind(dtype: np.dtype) -> torch.dtype:
+    return torch.float64 if dtype == np.float64 else torch.float32
+
+
+def _blocks(tensors: Sequence[torch.Tensor]) -> list[tuple[int, int, int]]:
+    jobs = []
+    for i, tensor in enumerate(tensors):
+        # a device is slow to start and quick to run: larger blocks there
+        step = BLOCK if tensor.device.type == "cpu" else BLOCK << 8
+        jobs += [(i, at, min(at + step, len(tensor))) for at in range(0, len(tensor), step)]
+    return jobs
+
+
+def _numpy_views(tensors: Sequence[torch.Tensor], dtype: np.dtype) -> list[np.ndarray | None]:
+    kind = torch_kind(dtype)
+    return [t.numpy() if t.device.type == "cpu" and t.dtype == kind else None for t in tensors]
+
+
+def over_blocks(tensors, dtype, scan_numpy, scan_torch) -> list:
+    """One pass: a result per block, in order, over as many threads as torch uses."""
+    jobs = _blocks(tensors)
+    views = _numpy_views(tensors, dtype)
+
+    def run(part):
+        size = max((stop - start for _, start, stop in part), default=0)
+        scratch = (
+            torch.empty(-(-size // ROW) * ROW, dtype=torch_kind(dtype)).numpy(),
+            torch.empty(size, dtype=torch.bool).numpy(),
+            torch.empty(size, dtype=torch.bool).numpy(),
+        )
+        results = []
+        with np.errstate(invalid="ignore"):
+            for i, start, stop in part:
+                if views[i] is not None:
+                    results.append(scan_numpy(views[i][start:stop], scratch))
+                else:
+                    results.append(scan_torch(tensors[i][start:stop]))
+        return results
+
+    threads = min(torch.get_num_threads(), math.ceil(len(jobs) / 4))
+    if threads <= 1 or any(view is None for view in views):
+        return list(zip(jobs, run(jobs), strict=True))
+    share = math.ceil(len(jobs) / threads)
+    parts = [jobs[at : at + share] for at in range(0, len(jobs), share)]
+    with ThreadPoolExecutor(len(parts)) as pool:
+        results = [result for part in pool.map(run, parts) for result in part]
+    return list(zip(jobs, results, strict=True))
