@@ -25,6 +25,7 @@ import io
 import itertools
 import random
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -149,6 +150,46 @@ def measure(network: SpikingResNet, batch, num_steps: int, draws: int) -> list[f
     ]
 
 
+def follow(
+    network: SpikingResNet,
+    loader: DataLoader,
+    epochs: int,
+    every: int,
+    num_steps: int,
+    draws: int,
+    device: str = "cpu",
+) -> Iterator[tuple[int, float | None, list[float]]]:
+    """Train the network with the full gradient, and measure before every so many steps.
+
+    The similarities are always those of the gradient on the same batch, the first of the data.
+
+    Yields:
+        Optimizer steps done, accuracy on the images since the last time (None at first), and what
+        :func:`measure` returns.
+    """
+    images, labels = loader.dataset.tensors
+    batch = [part[: loader.batch_size].to(device) for part in (images, labels)]
+    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3)
+    done = correct = seen = 0
+    for _ in range(epochs):
+        for x, y in loader:
+            if done % every == 0:
+                yield (
+                    done,
+                    correct / seen if seen else None,
+                    measure(network, batch, num_steps, draws),
+                )
+                correct = seen = 0
+            x, y = x.to(device), y.to(device)
+            logits = network(x.expand(num_steps, *x.shape)).mean(0)
+            optimizer.zero_grad()
+            cross_entropy(logits, y).backward()
+            optimizer.step()
+            host.functional.reset_net(network)
+            correct, seen = correct + int((logits.argmax(1) == y).sum()), seen + len(y)
+            done += 1
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -181,27 +222,15 @@ def main() -> None:
         images.shape[1], int(labels.max()) + 1, args.width, args.blocks, images.shape[-1]
     ).to(args.device)
     loader = DataLoader(data, args.batch_size, shuffle=True, drop_last=True)
-    batch = [part[: args.batch_size].to(args.device) for part in data.tensors]
-    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3)
     every = args.every or max(1, len(loader) // 2)
-
-    rows, done, correct, seen = [], 0, 0, 0
+    rows = []
     print(f"{'step':>6}  {'accuracy':>8}  " + "  ".join(f"{name:>17}" for name in COLUMNS))
-    for _ in range(args.epochs):
-        for x, y in loader:
-            if done % every == 0:
-                rows.append((done, *measure(network, batch, args.steps, args.draws)))
-                accuracy = f"{correct / seen:8.3f}" if seen else " " * 8
-                correct = seen = 0
-                print(f"{done:>6}  {accuracy}  " + "  ".join(f"{v:17.4f}" for v in rows[-1][1:]))
-            x, y = x.to(args.device), y.to(args.device)
-            logits = network(x.expand(args.steps, *x.shape)).mean(0)
-            optimizer.zero_grad()
-            cross_entropy(logits, y).backward()
-            optimizer.step()
-            host.functional.reset_net(network)
-            correct, seen = correct + int((logits.argmax(1) == y).sum()), seen + len(y)
-            done += 1
+    for done, accuracy, similarities in follow(
+        network, loader, args.epochs, every, args.steps, args.draws, args.device
+    ):
+        rows.append((done, *similarities))
+        shown = " " * 8 if accuracy is None else f"{accuracy:8.3f}"
+        print(f"{done:>6}  {shown}  " + "  ".join(f"{value:17.4f}" for value in similarities))
     means = [statistics.fmean(column) for column in list(zip(*rows, strict=True))[1:]]
     print(f"{'mean':>6}  {'':8}  " + "  ".join(f"{value:17.4f}" for value in means))
     if args.plot:
