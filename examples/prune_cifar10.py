@@ -21,10 +21,12 @@ import numpy
 import torch
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from spikingjelly.activation_based.model import sew_resnet, spiking_vgg
+from stopping import said
 from torch import nn
 from tqdm import tqdm
 
 from sj_ext.analysis import synaptic_operations
+from sj_ext.checkpoint import load_checkpoint, save_checkpoint
 from sj_ext.pruning import MinimaxPruner, density, export_csr, make_permanent
 
 MEAN = torch.tensor([0.4914, 0.4822, 0.4465]).view(3, 1, 1)
@@ -190,7 +192,7 @@ def optimisation(net: nn.Module, lr: float, steps: int):
     return optimizer, rate
 
 
-def main() -> None:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", type=Path, help="where CIFAR-10 is or goes")
     parser.add_argument(
@@ -217,9 +219,29 @@ def main() -> None:
     a = parser.parse_args()
     if a.short:
         a.model, a.dense_epochs, a.epochs, a.steps, a.lr = "narrow", 3, 4, 2, 0.1
-        train, test = digits()
     elif a.data_dir is None:
         parser.error("--data-dir is needed (or --short)")
+    return a
+
+
+def main() -> None:
+    a = parse()
+    with said(lambda: kept(a.checkpoint)):
+        train_and_prune(a)
+
+
+def kept(checkpoint: Path | None) -> str:
+    """What is left of a run that was stopped."""
+    if checkpoint is None:
+        return "nothing was kept, since there is no --checkpoint"
+    if not checkpoint.exists():
+        return "the first epoch had not ended, so there is no checkpoint yet"
+    return f"{checkpoint} keeps the run up to the end of its last whole epoch"
+
+
+def train_and_prune(a: argparse.Namespace) -> None:
+    if a.short:
+        train, test = digits()
     else:
         train = cifar10(a.data_dir, True, a.limit)
         test = cifar10(a.data_dir, False, a.limit)
@@ -229,7 +251,7 @@ def main() -> None:
     run = Run(a, net, train, test, device)
     saved = None
     if a.checkpoint is not None and a.checkpoint.exists():
-        saved = torch.load(a.checkpoint, map_location=device, weights_only=True)
+        saved = load_checkpoint(a.checkpoint, map_location=device)
         print(f"going on from {a.checkpoint}, epoch {saved['epoch']}")
     dense_done = 0 if saved is None else min(saved["epoch"], a.dense_epochs)
 
@@ -245,9 +267,7 @@ def main() -> None:
             functional.reset_net(net)
             parts = {"net": net, "optimizer": optimizer, "rate": rate, "pruner": pruner}
             state = {key: part.state_dict() for key, part in parts.items() if part is not None}
-            temporary = a.checkpoint.with_suffix(".part")
-            torch.save({**state, "epoch": epoch, "dense": dense}, temporary)
-            temporary.replace(a.checkpoint)  # a run killed while writing leaves the last one
+            save_checkpoint({**state, "epoch": epoch, "dense": dense}, a.checkpoint)
 
     for epoch in range(dense_done, a.dense_epochs):
         loss = run.epoch(epoch, "dense", optimizer, rate)
@@ -295,7 +315,7 @@ def main() -> None:
     if a.history is not None:
         pruner.history.save_csv(a.history)
     if a.csr is not None:
-        torch.save(export_csr(net), a.csr)
+        save_checkpoint(export_csr(net), a.csr)
     kept, resource = pruner.kept, pruner.resource
     make_permanent(net)
     rows = [("dense", 1.0, *dense), ("pruned", density(net), run.accuracy(), *run.operations())]

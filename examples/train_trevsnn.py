@@ -28,6 +28,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from stopping import said
 from timm.optim import Lamb
 from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
@@ -38,6 +39,7 @@ from tqdm import tqdm
 from trevsnn_data import EVENTS, IMAGES, OwnRandomNumbers, ResumableOrder, build_datasets
 
 from sj_ext import parameter_groups
+from sj_ext.checkpoint import load_checkpoint, save_checkpoint
 from sj_ext.functional import tet_s_cross_entropy
 from sj_ext.model import TRevSNN
 
@@ -201,7 +203,7 @@ class Run:
             },
             "run": self._identity(),
         }
-        write_atomically(state, self.checkpoint)
+        save_checkpoint(state, self.checkpoint)
 
     def _identity(self) -> dict:
         """What must be the same for a checkpoint to be continued exactly."""
@@ -213,7 +215,7 @@ class Run:
     def resume(self) -> None:
         if self.args.restart or not self.checkpoint.exists():
             return
-        state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+        state = load_checkpoint(self.checkpoint, map_location=self.device)
         mine = self._identity()
         changed = [f"{k}: {v} then, {mine[k]} now" for k, v in state["run"].items() if v != mine[k]]
         if changed:
@@ -227,6 +229,14 @@ class Run:
         self.scaler.load_state_dict(state["scaler"])
         for name, value in state["progress"].items():
             setattr(self, name, value)
+
+    def saved(self) -> str:
+        """What is kept of this run, for whoever reads why it ended."""
+        process = f"process {self.rank} of {self.world_size}, " if self.world_size > 1 else ""
+        kept = "no checkpoint yet"
+        if self.checkpoint.exists():
+            kept = f"{self.checkpoint} keeps those up to the last save"
+        return f"{process}{self.updates} updates done; {kept}"
 
     # -- training
 
@@ -336,19 +346,10 @@ class Run:
         return float(counts[0] / counts[1])
 
 
-def write_atomically(state: dict, path: Path) -> None:
-    """Save ``state`` under another name and move it into place when it is on the disk."""
-    temporary = path.with_suffix(".partial")
-    with open(temporary, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
 def main(argv: list[str] | None = None) -> None:
     run = Run(parse(argv))
-    run.train()
+    with said(run.saved):
+        run.train()
     run.close()
 
 

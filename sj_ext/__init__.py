@@ -5,7 +5,7 @@
 :func:`registered`. The same objects are importable from here.
 """
 
-from . import analysis, functional, layer, loss, model, neuron, pruning, surrogate
+from . import analysis, checkpoint, functional, layer, loss, model, neuron, pruning, surrogate
 from ._version import __version__
 from .parameters import parameter_groups
 from .registration import register, registered, unregister
@@ -14,6 +14,7 @@ from .swap import swap_neurons
 __all__ = [
     "__version__",
     "analysis",
+    "checkpoint",
     "functional",
     "layer",
     "loss",

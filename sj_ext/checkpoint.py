@@ -1,0 +1,107 @@
+"""Checkpoints: files that are whole at every moment, and that are read without running code."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["load_checkpoint", "save_checkpoint"]
+
+
+def save_checkpoint(state: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Save ``state`` such that ``path`` holds a whole checkpoint at every moment.
+
+    The state is written to ``path`` with ``.partial`` behind its name, brought to the disk, and
+    only then moved to ``path``. A process that is killed, a disk that is full or a machine that
+    loses power during the write leaves what was there before.
+
+    Args:
+        state: what :func:`load_checkpoint` is to give back: tensors, numbers, strings, and
+            dictionaries, lists and tuples of them, as the ``state_dict()`` of modules, optimizers
+            and of :class:`~sj_ext.pruning.MinimaxPruner` are.
+        path: the file; its folder must exist.
+
+    Raises:
+        TypeError: ``state`` is not a mapping.
+        OSError: the file cannot be written; the message names the reason and what is still there.
+    """
+    if not isinstance(state, Mapping):
+        raise TypeError(f"state must be a mapping of names, got {type(state).__name__}")
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        _sync_folder(path.parent)
+    except BaseException as error:
+        partial.unlink(missing_ok=True)
+        cause = _os_error(error)
+        if cause is None:
+            raise
+        left = "the one before it is still whole" if path.exists() else "there is none yet"
+        message = f"the checkpoint could not be written ({cause.strerror}); {left}"
+        raise OSError(cause.errno, message, str(path)) from error
+
+
+def load_checkpoint(
+    path: str | os.PathLike[str], *, map_location: torch.device | str | None = None
+) -> dict[str, Any]:
+    """Read what :func:`save_checkpoint` wrote, with ``weights_only=True``: no code is run.
+
+    Args:
+        path: the file.
+        map_location: the device for its tensors; by default the one that each was on.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        RuntimeError: the file is cut short or damaged, is no checkpoint, or holds objects that
+            could run code.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # compares the checksums, which PyTorch does not
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"{damaged} does not have its checksum")
+    except (zipfile.BadZipFile, EOFError, ValueError) as error:
+        raise RuntimeError(
+            f"{path} is cut short or damaged, or no checkpoint of PyTorch ({error}); restore it "
+            "from a copy, or remove it to start anew"
+        ) from error
+    try:
+        state = torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise RuntimeError(
+            f"{path} holds more than tensors, numbers, strings and collections of them, and "
+            "reading such objects could run code; it is not loaded"
+        ) from error
+    if not isinstance(state, dict):
+        raise RuntimeError(
+            f"{path} holds a {type(state).__name__}, not the dictionary that save_checkpoint wrote"
+        )
+    return state
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring a rename to the disk, where the system can."""
+    if hasattr(os, "O_DIRECTORY"):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _os_error(error: BaseException | None) -> OSError | None:
+    """The OSError behind an error; PyTorch's writer puts one of its own in front."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return error
