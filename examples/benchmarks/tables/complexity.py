@@ -23,8 +23,8 @@ import torch
 from benchmarks.depth_reversible import DepthReversible
 from benchmarks.record import markdown
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import flop_registry
 
 from sj_ext import host
