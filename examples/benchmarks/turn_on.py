@@ -18,7 +18,7 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -68,48 +68,58 @@ def seconds(forward: Callable, node, x_seq: torch.Tensor, grad: torch.Tensor) ->
     return time.perf_counter() - start
 
 
+def cpu_cell(shape: Sequence[int], learnable: bool, repeats: int) -> dict[str, list[float]]:
+    """Seconds of every side, over interleaved repeats, for an input of ``[T, N, *]``."""
+    x_seq = torch.randn(*shape)
+    grad = torch.randn_like(x_seq)
+    multi = TurnOnNode(step_mode="m", learnable_decay=learnable)
+    single = TurnOnNode(step_mode="s", learnable_decay=learnable)
+    sides = {
+        "multi-step": (whole, multi),
+        "loop x_seq[t]": (loop_indexed, single),
+        "loop unbind": (loop_unbound, single),
+        "plain autograd": (plain_autograd, multi),
+        "host IF": (whole, if_node()),
+        "host LIF": (whole, lif_node()),
+    }
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for repeat in range(repeats + 2):
+        for name, (forward, node) in sides.items():
+            taken = seconds(forward, node, x_seq, grad)
+            if repeat >= 2:  # the first rounds warm up
+                times[name].append(taken)
+    return times
+
+
+def medians(times: dict[str, list[float]]) -> dict[str, float]:
+    return {name: statistics.median(taken) for name, taken in times.items()}
+
+
 def cpu_report(short: bool) -> list[dict]:
     """Medians over interleaved repeats; prints a table."""
     steps, repeats = 16, 9 if short else 15
     shapes = [(16, 32, 8), (32, 64, 16)] if short else [(16, 32, 8), (32, 64, 16), (64, 64, 32)]
     rows = []
     for batch, channels, size in shapes:
-        x_seq = torch.randn(steps, batch, channels, size, size)
-        grad = torch.randn_like(x_seq)
+        shape = [steps, batch, channels, size, size]
         for learnable in (False, True):
-            multi = TurnOnNode(step_mode="m", learnable_decay=learnable)
-            single = TurnOnNode(step_mode="s", learnable_decay=learnable)
-            sides = {
-                "multi-step": (whole, multi),
-                "loop x_seq[t]": (loop_indexed, single),
-                "loop unbind": (loop_unbound, single),
-                "plain autograd": (plain_autograd, multi),
-                "host IF": (whole, if_node()),
-                "host LIF": (whole, lif_node()),
-            }
-            times: dict[str, list[float]] = {name: [] for name in sides}
-            for repeat in range(repeats + 2):
-                for name, (forward, node) in sides.items():
-                    taken = seconds(forward, node, x_seq, grad)
-                    if repeat >= 2:  # the first rounds warm up
-                        times[name].append(taken)
-            medians = {name: statistics.median(taken) for name, taken in times.items()}
+            times = cpu_cell(shape, learnable, repeats)
+            middle = medians(times)
+            ratio = {name: value / middle["multi-step"] for name, value in middle.items()}
             rows.append(
                 {
-                    "shape": list(x_seq.shape),
+                    "shape": shape,
                     "learnable_decay": learnable,
-                    "median_ms": {name: 1e3 * value for name, value in medians.items()},
-                    "ratio": {
-                        name: value / medians["multi-step"] for name, value in medians.items()
-                    },
+                    "median_ms": {name: 1e3 * value for name, value in middle.items()},
+                    "ratio": ratio,
                 }
             )
-            print(f"\n{list(x_seq.shape)}, decay {'learned' if learnable else 'fixed'}")
-            for name, value in medians.items():
+            print(f"\n{shape}, decay {'learned' if learnable else 'fixed'}")
+            for name, value in middle.items():
                 low, high = min(times[name]), max(times[name])
                 print(
                     f"  {name:15s} {1e3 * value:9.3f} ms (from {1e3 * low:.3f} to {1e3 * high:.3f})"
-                    f"  {value / medians['multi-step']:6.2f} x multi-step"
+                    f"  {ratio[name]:6.2f} x multi-step"
                 )
     return rows
 
@@ -151,45 +161,48 @@ def gpu_sides(learnable: bool) -> dict[str, torch.nn.Module]:
     return {name: node.cuda() for name, node in sides.items()}
 
 
+def gpu_cell(exponent: int, steps: int, learnable: bool, short: bool = False) -> list[dict]:
+    """Every side on T = ``steps`` steps of 2^``exponent`` elements in all, a row each."""
+    columns = 2**exponent // steps
+    cache = torch.cuda.get_device_properties(0).L2_cache_size
+    copies = max(1, min(16, 4 * cache // 2 ** (exponent + 2)))  # inputs that take turns
+    inputs = [torch.randn(steps, columns, device="cuda") for _ in range(copies)]
+    grad = torch.randn(steps, columns, device="cuda")
+    target = torch.empty_like(grad)
+    repeats = 20 if short else 50 if exponent > 24 else 200
+    copy_ms = event_milliseconds(lambda i: target.copy_(inputs[i % len(inputs)]), repeats)
+    bandwidth = 2 * 4 * 2**exponent / copy_ms  # bytes per millisecond
+    needs = traffic(steps, columns, 4, learnable)
+    rows = []
+    for name, node in gpu_sides(learnable).items():
+        row = {
+            "elements": 2**exponent,
+            "steps": steps,
+            "learnable_decay": learnable,
+            "side": name,
+            "copy_ms": copy_ms,
+            "copy_GB_per_s": bandwidth / 1e6,
+        }
+        row.update(time_node(node, inputs, grad, repeats))
+        if name in ("cupy", "torch"):
+            for part, count in zip(("forward", "backward"), needs, strict=True):
+                row[f"{part}_bytes"] = count
+                row[f"{part}_of_copy"] = count / row[f"{part}_ms"] / bandwidth
+        rows.append(row)
+    return rows
+
+
 def gpu_report(short: bool) -> list[dict]:
     """Medians of forward, backward and both, and bytes over the measured copy bandwidth."""
-    exponents = (16, 22) if short else range(16, 29, 2)
-    cache = torch.cuda.get_device_properties(0).L2_cache_size
     rows = []
-    for exponent in exponents:
+    for exponent in (16, 22) if short else range(16, 29, 2):
         for steps in (8,) if short else (4, 8, 16, 32):
-            columns = 2**exponent // steps
-            copies = max(1, min(16, 4 * cache // 2 ** (exponent + 2)))  # inputs that take turns
-            inputs = [torch.randn(steps, columns, device="cuda") for _ in range(copies)]
-            grad = torch.randn(steps, columns, device="cuda")
-            target = torch.empty_like(grad)
-            repeats = 20 if short else 50 if exponent > 24 else 200
-
-            def copy(i, inputs=inputs, target=target):
-                target.copy_(inputs[i % len(inputs)])
-
-            copy_ms = event_milliseconds(copy, repeats)
-            bandwidth = 2 * 4 * 2**exponent / copy_ms  # bytes per millisecond
             for learnable in (False, True):
-                needs = traffic(steps, columns, 4, learnable)
-                for name, node in gpu_sides(learnable).items():
-                    row = {
-                        "elements": 2**exponent,
-                        "steps": steps,
-                        "learnable_decay": learnable,
-                        "side": name,
-                        "copy_ms": copy_ms,
-                        "copy_GB_per_s": bandwidth / 1e6,
-                    }
-                    row.update(time_node(node, inputs, grad, repeats))
-                    if name in ("cupy", "torch"):
-                        for part, count in zip(("forward", "backward"), needs, strict=True):
-                            row[f"{part}_bytes"] = count
-                            row[f"{part}_of_copy"] = count / row[f"{part}_ms"] / bandwidth
+                for row in gpu_cell(exponent, steps, learnable, short):
                     rows.append(row)
                     print(
                         f"2^{exponent} T={steps:2d} {'learned' if learnable else 'fixed':7s} "
-                        f"{name:8s} forward {row['forward_ms']:8.4f} backward "
+                        f"{row['side']:8s} forward {row['forward_ms']:8.4f} backward "
                         f"{row['backward_ms']:8.4f} both {row['both_ms']:8.4f} ms  "
                         f"of copy {row.get('forward_of_copy', 0):.2f} "
                         f"{row.get('backward_of_copy', 0):.2f}"
