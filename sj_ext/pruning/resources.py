@@ -233,6 +233,15 @@ class _Flops(_Linear):
         return float(self.positions[layer.name])
 
 
+def _in_backward() -> bool:
+    """Whether autograd is running: what is computed then is computed a second time.
+
+    Reversible training and checkpointing run layers again for their gradients, which is no
+    operation of the network.
+    """
+    return torch._C._current_graph_task_id() != -1
+
+
 class _Synops(_Linear):
     """MACs weighted by the share of inputs that are not zero, measured in training forwards."""
 
@@ -254,7 +263,7 @@ class _Synops(_Linear):
         for layer in layers:
 
             def hook(module, inputs, out, name=layer.name):
-                if module.training and not self._frozen:
+                if module.training and not self._frozen and not _in_backward():
                     self._watch(name, module, inputs[0].detach(), out)
 
             self._handles.append(layer.module.register_forward_hook(hook))

@@ -4,8 +4,10 @@ import pytest
 import torch
 from pruning.nets import mlp, narrow_sew, narrow_vgg, spiking_mlp
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from sj_ext import host
+from sj_ext.layer import TemporalReversible
 from sj_ext.pruning import LatencyTable, MinimaxPruner, Resource, measure_latency, resources
 from sj_ext.pruning.layers import weight_layers
 from sj_ext.pruning.resources import LayerInfo, device_name, layer_positions
@@ -90,6 +92,55 @@ def test_synops_and_energy_from_the_users_own_forwards():
     joule = {n: macs[n] * (4.6 if n == "0" else 0.9 * rates[n]) for n in macs}
     want = sum(joule[n] * shares[n] for n in macs) / sum(joule.values())
     assert energy(kept) == pytest.approx(want)
+
+
+class _Recomputed(nn.Module):
+    """Two of its layers run again for their gradients."""
+
+    def __init__(self, how: str):
+        super().__init__()
+        self.how = how
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.middle = nn.ModuleList(nn.Linear(8, 8) for _ in range(2))
+        levels = [_Level(layer) for layer in self.middle]
+        memory = "reversible" if how == "reversible" else "autograd"
+        self.cell = TemporalReversible(levels, [0.5, 0.5], feedback=False, memory=memory)
+
+    def forward(self, x):
+        y = self.first(x)
+        if self.how.startswith("checkpoint"):
+            reentrant = self.how.endswith("reentrant")
+            y = checkpoint(self._cell, y, use_reentrant=reentrant)
+        else:
+            y = self._cell(y)
+        return self.last(y).mean(0)
+
+    def _cell(self, y):
+        self.cell.reset()
+        return self.cell([y] * 3)
+
+
+class _Level(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, below, above=None):
+        return self.layer(below)
+
+
+@pytest.mark.parametrize("how", ["reversible", "checkpoint", "checkpoint, reentrant"])
+def test_layers_that_run_again_for_their_gradients_count_once(how):
+    plain, recomputed = _Recomputed("autograd"), _Recomputed(how)
+    recomputed.load_state_dict(plain.state_dict())
+    x = torch.randn(4, 6)
+    measured = []
+    for model in (plain, recomputed):
+        synops = bound(resources.synops(), model)
+        model(x).sum().backward()
+        synops.update()
+        measured.append(synops.measured)
+    assert measured[0] == measured[1]
 
 
 def test_rates_average_over_steps_and_rest_while_frozen():
