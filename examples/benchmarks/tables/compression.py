@@ -54,11 +54,11 @@ SIZES = {
     "medium": Size(
         3,
         (0.25, 0.1, 0.05, 0.02, 0.01),
-        4000,
+        3000,
         2000,
         16,
         2,
-        Recipe(12, 4e-3, 32, augment=True),
+        Recipe(12, 3e-3, 32, augment=True),
         Recipe(4, 3e-3, 32, augment=True),
     ),
     "full": Size(
@@ -130,7 +130,7 @@ def _dense(seed: int, context: Context):
     if context.size == "full":
         net = Zoo("sew_resnet18", size.num_steps)
     else:
-        widths = (8, 16, 32) if context.size == "short" else (32, 64, 96, 96)
+        widths = (8, 16, 32) if context.size == "short" else (24, 48, 64, 64)
         net = vgg(train.x.shape[1], widths, size.num_steps, size.side)
     fit(net, train, mean_cross_entropy, size.dense, seed=seed, device=context.device)
     functional.reset_net(net)

@@ -38,7 +38,7 @@ class Size:
 
 SIZES = {
     "short": Size(1, 320, 150, 8, (4, 8), 1, 3, Recipe(3, 1e-2, 32)),
-    "medium": Size(3, 3000, 2000, 16, (12, 24, 48), 1, 4, Recipe(6, 5e-3, 50, augment=True)),
+    "medium": Size(3, 2000, 2000, 16, (8, 16, 32), 1, 4, Recipe(5, 5e-3, 50)),
     "full": Size(
         3, None, None, 32, (64, 128, 256, 512), 2, 4, Recipe(200, 2e-3, 128, augment=True)
     ),

@@ -44,7 +44,7 @@ class Size:
 
 SIZES = {
     "short": Size(1, 256, 150, 16, 8, (4, 8), 1, 3, Recipe(3, 1e-2, 32)),
-    "medium": Size(3, 2500, 2000, 32, 16, (12, 24, 48), 1, 6, Recipe(8, 5e-3, 50, augment=True)),
+    "medium": Size(3, 2000, 1500, 32, 16, (8, 16, 32), 1, 6, Recipe(5, 5e-3, 50)),
     "full": Size(
         3, None, None, 32, 32, (64, 128, 256, 512), 2, 9, Recipe(100, 2e-3, 128, augment=True)
     ),
