@@ -24,6 +24,7 @@ from spikingjelly.activation_based import base, functional, layer, model, neuron
 __all__ = [
     "GENERATION",
     "ONLINE_NEURONS",
+    "RESTARTS_ON_NEW_SHAPE",
     "VERSION",
     "BackendContract",
     "FunctionalNode",
@@ -64,6 +65,9 @@ def _generation(version: str, memory_module: type) -> int:
 
 VERSION = _version()
 GENERATION = _generation(VERSION, base.MemoryModule)
+
+#: whether a potential of another shape than the input's starts afresh; if not, the node raises
+RESTARTS_ON_NEW_SHAPE = GENERATION == 2
 
 #: neurons that detach the potential they carry at every step, so that nothing before it learns
 ONLINE_NEURONS = tuple(
@@ -303,10 +307,11 @@ else:
 
         def materialize_states(self, inputs, states, step_mode):
             """Tensors of the input's shape in place of the scalars that memories start as."""
+            if step_mode == "m" and not len(inputs[0]):
+                return states
             x = inputs[0][0] if step_mode == "m" else inputs[0]
             return tuple(
-                torch.full_like(x.data, state) if isinstance(state, float) else state
-                for state in states
+                torch.full_like(x, state) if isinstance(state, float) else state for state in states
             )
 
         def functional_forward(self, inputs, states, **kwargs):

@@ -1,8 +1,22 @@
-"""The host's neurons, and how each is made: what several test files go through."""
+"""The host's neurons and the plugin's, and how each is made: what several test files go through."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from sj_ext import host
+from sj_ext.neuron import (
+    IMPIFNode,
+    IMPLIFNode,
+    IMPParametricLIFNode,
+    MultiLevelFiringNode,
+    TurnOffNode,
+    TurnOnNode,
+    with_learnable_imp,
+)
+from sj_ext.surrogate import DSpike
 
 #: constructor arguments by class name, where the defaults do not do
 ARGUMENTS = {
@@ -48,3 +62,55 @@ def has_scalar_potential(cls):
     except TypeError:  # needs more than this file knows, such as FlexSN's core function
         return False
     return isinstance(node._memories_rv.get("v"), float)
+
+
+@dataclass(frozen=True)
+class Contract:
+    """A neuron of the plugin, and what tells it from the others; see ``test_contract.py``."""
+
+    make: Callable[..., torch.nn.Module]
+    #: the host's class that runs it, whose errors and limits are its own
+    runs_on: type | None = None
+    #: whether it has a potential, and with it ``v_seq``
+    potential: bool = True
+    #: axes of the potential before those of the input: levels
+    levels: tuple[int, ...] = ()
+    #: whether it runs under ``torch.vmap`` where the host's nodes do (2.x)
+    vmap: bool = False
+
+
+def _imp(node_class, **kwargs):
+    return partial(make, with_learnable_imp(node_class), **kwargs)
+
+
+_neuron = host.neuron
+#: every neuron of the plugin, in the forms that run different code: a new one is one line here
+PLUGIN = {
+    "IMPIFNode": Contract(IMPIFNode, _neuron.IFNode, vmap=True),
+    "IMPIFNode layer": Contract(partial(IMPIFNode, imp_shape="layer"), _neuron.IFNode, vmap=True),
+    "IMPLIFNode": Contract(IMPLIFNode, _neuron.LIFNode, vmap=True),
+    "IMPLIFNode neuron": Contract(
+        partial(IMPLIFNode, v_reset=None, imp_shape="neuron", imp_squash=torch.tanh),
+        _neuron.LIFNode,
+        vmap=True,
+    ),
+    "IMPParametricLIFNode": Contract(
+        partial(IMPParametricLIFNode, imp_shape="spatial"), _neuron.ParametricLIFNode, vmap=True
+    ),
+    "imp QIFNode": Contract(_imp(_neuron.QIFNode), _neuron.QIFNode, vmap=True),
+    "imp EIFNode": Contract(_imp(_neuron.EIFNode), _neuron.EIFNode, vmap=True),
+    "imp TurnOnNode": Contract(_imp(TurnOnNode)),
+    "imp MultiLevelFiringNode": Contract(_imp(MultiLevelFiringNode), levels=(3,)),
+    "MultiLevelFiringNode": Contract(MultiLevelFiringNode, levels=(3,)),
+    "MultiLevelFiringNode soft": Contract(
+        partial(MultiLevelFiringNode, v_reset=None, thresholds=(0.5, 1.0)), levels=(2,)
+    ),
+    "TurnOffNode": Contract(TurnOffNode, potential=False, vmap=True),
+    "TurnOffNode DSpike": Contract(
+        partial(TurnOffNode, surrogate_function=DSpike()), potential=False
+    ),
+    "TurnOnNode": Contract(TurnOnNode),
+    "TurnOnNode channel": Contract(partial(TurnOnNode, decay=0.8, decay_shape="channel")),
+    "TurnOnNode fixed": Contract(partial(TurnOnNode, decay=-0.7, learnable_decay=False)),
+    "TurnOnNode DSpike": Contract(partial(TurnOnNode, surrogate_function=DSpike())),
+}

@@ -146,11 +146,17 @@ class LearnableInitialPotential(LazyParametersInCheckpoints, host.HostBackend):
         return super().forward(x, *args, **kwargs)
 
     def materialize_states(self, inputs, states, step_mode):
-        """Explicit states: the learned potential for a scalar ``v``, or one of another shape."""
+        """Explicit states: the learned potential for a scalar ``v``.
+
+        On 2.x also for a ``v`` of another shape than the input's, as the host has it there.
+        """
         position = tuple(self._memories).index("v")
         x = inputs[0] if step_mode == "s" else _first_step(inputs[0])
         v = states[position]
-        if x is not None and not (isinstance(v, torch.Tensor) and self._fits(v, x)):
+        held = isinstance(v, torch.Tensor)
+        if held and host.RESTARTS_ON_NEW_SHAPE and x is not None:
+            held = self._fits(v, x)
+        if x is not None and not held:
             states = (*states[:position], self.initial_potential(x), *states[position + 1 :])
         return super().materialize_states(inputs, states, step_mode)
 

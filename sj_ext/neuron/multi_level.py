@@ -80,6 +80,8 @@ class MultiLevelFiringNode(host.FunctionalNode):
 
     def materialize_states(self, inputs, states, step_mode):
         """One potential per level, each from the same initial potential."""
+        if step_mode == "m" and not len(inputs[0]):  # no step: the states stay as they are
+            return states
         x = inputs[0][0] if step_mode == "m" else inputs[0]
         (v,) = states
         if isinstance(v, torch.Tensor) and v.shape == (len(self.thresholds), *x.shape):
