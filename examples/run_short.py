@@ -1,4 +1,4 @@
-"""Run every example and benchmark that has a short form, one after the other.
+"""Run every example, benchmark and table that has a short form, one after the other.
 
     python examples/run_short.py            (or: make examples)
 
@@ -17,21 +17,27 @@ from pathlib import Path
 FOLDER = Path(__file__).parent
 
 
-def short_forms() -> list[Path]:
-    """The scripts that take ``--short``."""
-    scripts = sorted(FOLDER.glob("*.py")) + sorted(FOLDER.glob("benchmarks/*.py"))
+def short_forms() -> list[list[str]]:
+    """The scripts that take ``--short``, then the tables of the results page."""
+    scripts = sorted(FOLDER.glob("*.py")) + sorted(FOLDER.glob("benchmarks/[!_]*.py"))
     this = Path(__file__).resolve()
-    return [s for s in scripts if s.resolve() != this and '"--short"' in s.read_text("utf-8")]
+    forms = [
+        [script.relative_to(FOLDER).as_posix(), "--short"]
+        for script in scripts
+        if script.resolve() != this and '"--short"' in script.read_text("utf-8")
+    ]
+    return [*forms, ["benchmarks", "all", "--short"]]
 
 
 def main() -> int:
     seconds: dict[str, tuple[float, int]] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        for script in short_forms():
-            name = script.relative_to(FOLDER).as_posix()
-            print(f"\n=== {name} --short", flush=True)
+        for script, *arguments in short_forms():
+            name = " ".join([script, *arguments])
+            print(f"\n=== {name}", flush=True)
             start = time.perf_counter()
-            command = [sys.executable, "-W", "ignore", str(script.resolve()), "--short"]
+            path = str((FOLDER / script).resolve())
+            command = [sys.executable, "-W", "ignore", path, *arguments]
             status = subprocess.run(command, cwd=scratch).returncode
             seconds[name] = time.perf_counter() - start, status
     print("\nseconds  example")

@@ -1,11 +1,10 @@
-"""Temporal reversibility against plain autograd: memory, time and gradient error over T.
+"""Temporal reversibility against plain autograd: memory and time over T.
 
 The same cell is run with memory='reversible' and with memory='autograd'. Bytes are counted tensor
 by tensor (weights, their gradients and the input do not count): "held" is what the forward pass
 leaves for the backward pass, "peak" the most that is alive at one moment of a training step; both
 are given in units of one step's key potentials in float32. Time is the median over interleaved
-repetitions of the ratio of two training steps, in processor time and on the clock. The error is the
-relative L2 distance of all gradients.
+repetitions of the ratio of two training steps, in processor time and on the clock.
 
     python examples/benchmarks/reversible.py            # 4 levels, 48 to 192 channels, 32 x 32
     python examples/benchmarks/reversible.py --short
@@ -96,14 +95,6 @@ def memory(cell: TemporalReversible, x_seq: list[torch.Tensor], state: int) -> t
     return held.saved / state, step.peak / state
 
 
-def gradient(cell: TemporalReversible, x_seq: list[torch.Tensor]) -> torch.Tensor:
-    """All gradients as one vector, from the same random numbers."""
-    torch.manual_seed(1)
-    cell.zero_grad()
-    train_step(cell, x_seq)
-    return torch.cat([p.grad.double().flatten() for p in cell.parameters() if p.grad is not None])
-
-
 def time_ratios(
     ours: TemporalReversible, plain: TemporalReversible, x_seq: list[torch.Tensor], repeats: int
 ) -> tuple[float, float]:
@@ -185,17 +176,6 @@ def main() -> None:
             f"{num_steps:<4} {held:>16.3f}  {held_plain:>8.2f}   {peak:>16.2f}  {peak_plain:>8.2f}"
             f"   {cpu:>15.2f}   {clock:>5.2f}"
         )
-    print("gradient error against autograd, dropout 0.1 and batch normalisation inside the levels")
-    for decay in (1.0, 0.5, 0.1, 0.01, 0.001):
-        ours = build(channels, decay)
-        plain = copy.deepcopy(ours)
-        plain.memory = "autograd"
-        errors = []
-        for num_steps in steps:
-            x_seq = [torch.randn(batch, 3, side, side) for _ in range(num_steps)]
-            found, wanted = gradient(ours, x_seq), gradient(plain, x_seq)
-            errors.append(f"T={num_steps}: {float((found - wanted).norm() / wanted.norm()):.1e}")
-        print(f"decay {decay:<6}", "  ".join(errors))
     chunks(args.short, repeats)
 
 

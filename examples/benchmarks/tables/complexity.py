@@ -8,8 +8,9 @@ training step (gradients exist already), over a grid of L and T, and
 
 is fitted by least squares, in units of one layer's activations at one step (N C H W float32): ``d``
 is what a layer holds for each step, ``a`` for each layer, ``b`` for each step. Floating-point
-operations are counted too, by PyTorch's formulas, over those of a forward pass with one convolution
-per layer and step: 3 is a forward pass and a backward pass for inputs and weights.
+operations are counted too, by PyTorch's formulas: a training step over a forward pass is 3 where
+the backward pass computes the gradients of inputs and weights, and 4 where it also runs forward
+again.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from functools import partial
 import numpy
 import torch
 from benchmarks.depth_reversible import DepthReversible
-from benchmarks.record import markdown
+from benchmarks.record import doubling_axis, markdown
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
@@ -192,6 +193,7 @@ def measure(cell: dict, context) -> dict:
     _, counted = activation_memory(lambda: step(x_seq))
     with Flops() as training:
         step(x_seq)
+    net.eval()
     with torch.no_grad(), Flops() as inference:
         run(x_seq)
     return {
@@ -209,16 +211,21 @@ def slopes(rows: list[dict]) -> numpy.ndarray:
     return numpy.linalg.lstsq(numpy.array(terms, float), numpy.array(peaks), rcond=None)[0]
 
 
-def growth(rows: list[dict], axis: str) -> float:
-    """Exponent of the peak in T or L: log over log between the two largest values, others largest.
+def growth(rows: list[dict], axis: str, key: str) -> float:
+    """Exponent in T or L, between its two largest values, at the largest L or T.
 
     1 is linear growth, 0 none.
     """
     other = "L" if axis == "T" else "T"
     most = max(row["cell"][other] for row in rows)
-    own = sorted((r["cell"][axis], r["figures"]["peak"]) for r in rows if r["cell"][other] == most)
+    own = sorted((r["cell"][axis], r["figures"][key]) for r in rows if r["cell"][other] == most)
     (x0, y0), (x1, y1) = own[-2:]
     return math.log(y1 / y0) / math.log(x1 / x0)
+
+
+def _plain(value: float) -> str:
+    """Two digits, and no minus before a zero."""
+    return f"{0.0 if abs(value) < 5e-3 else value:.2f}"
 
 
 def table(rows: list[dict]) -> str:
@@ -228,17 +235,17 @@ def table(rows: list[dict]) -> str:
         own = [row for row in rows if row["cell"]["way"] == way]
         if len(own) < 4:
             continue
-        _, per_layer, per_step, both = slopes(own)
         largest = max(own, key=lambda row: (row["cell"]["L"], row["cell"]["T"]))
-        convolutions = unit * largest["cell"]["L"] * largest["cell"]["T"]
-        line = [way, f"{growth(own, 'T'):.2f}", f"{growth(own, 'L'):.2f}"]
-        line += [f"{value:.2f}" for value in (both, per_layer, per_step)]
-        line.append(f"{largest['figures']['training_flops'] / convolutions:.2f}")
-        lines.append([*line, *PAPER[way][:2]])
+        line = [way, f"{growth(own, 'T', 'peak'):.2f}", f"{growth(own, 'L', 'peak'):.2f}"]
+        line += [_plain(value) for value in slopes(own)[[3, 1, 2]]]
+        training, inference = (largest["figures"][f"{k}_flops"] for k in ("training", "inference"))
+        line += [f"{training / inference:.2f}", f"{growth(own, 'T', 'inference_flops'):.2f}"]
+        lines.append([*line, *PAPER[way]])
     parts = []
     if lines:
-        header = ["way", "exponent in T", "exponent in L", "per layer and step", "per layer"]
-        header += ["per step", "FLOPs", "paper: memory", "paper: time"]
+        header = ["way", "peak: exponent in T", "in L", "per layer and step", "per layer"]
+        header += ["per step", "training FLOPs over forward", "forward: exponent in T"]
+        header += ["paper: memory", "training time", "inference"]
         parts.append(markdown(header, lines))
     lines = [
         [
@@ -256,7 +263,7 @@ def table(rows: list[dict]) -> str:
         header = ["", "T", "weights", "FLOPs of inference", "of training", "paper: inference"]
         text = (
             "T columns with the weights of one network of the family together; FLOPs over those of "
-            "one pass of that network (every other row of the first table: T)."
+            "one pass of that network."
         )
         parts += [text, markdown(header, lines)]
     return "\n\n".join(parts)
@@ -275,7 +282,8 @@ def plot(rows: list[dict]):
                 for row in rows
                 if row["cell"]["way"] == way and row["cell"][other] == most
             )
-            ax.loglog(*zip(*own, strict=True), marker=".", label=way)
+            ax.semilogy(*zip(*own, strict=True), marker=".", label=way)
+        doubling_axis(ax, [row["cell"][axis] for row in rows if row["cell"]["way"] in WAYS])
         ax.set_xlabel(f"{axis} ({other} = {most})")
         ax.set_ylabel("peak, in one layer's activations at one step")
     axes[0].legend(fontsize="small")
