@@ -41,10 +41,13 @@ def run(name: str, context: Context, output: Path) -> Record:
     table = load(name)
     path = output / f"{name}-{context.size}.json"
     record = Record.open(path, name, context, images=getattr(table, "IMAGES", True))
-    missing = [cell for cell in table.cells(context.size) if cell not in record]
+    cells = table.cells(context.size)
+    missing = [cell for cell in cells if cell not in record]
     print(f"\n{table.TITLE} ({context.size}): {len(missing)} cells to measure", flush=True)
     for cell in tqdm(missing, desc=name, disable=None):
         record.measure(cell, lambda cell=cell: table.measure(cell, context))
+    record.sort(cells)
+    record.save()
     print(table.table(record.rows))
     render(table, record, output)
     return record

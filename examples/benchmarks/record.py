@@ -110,6 +110,11 @@ class Record:
     def __contains__(self, cell: dict) -> bool:
         return any(row["cell"] == cell for row in self.rows)
 
+    def sort(self, cells: list[dict]) -> None:
+        """Rows in the order of the cells, whichever were measured first; unknown ones last."""
+        place = {json.dumps(cell): i for i, cell in enumerate(cells)}
+        self.rows.sort(key=lambda row: place.get(json.dumps(row["cell"]), len(cells)))
+
     def measure(self, cell: dict, figures: Callable[[], dict]) -> None:
         """Add one row and save, so that a kill loses at most the cell that was under way."""
         start = time.perf_counter()
@@ -173,6 +178,13 @@ def render(table: ModuleType, record: Record, folder: Path) -> None:
         pyplot.close(figure)
         parts.insert(1, f"![{table.TITLE}]({stem}.png)")
     (folder / f"{stem}.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def doubling_axis(ax, values: list[int]) -> None:
+    """A logarithmic x-axis that is marked where something was measured."""
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(sorted(set(values)), [str(value) for value in sorted(set(values))])
+    ax.minorticks_off()
 
 
 def markdown(header: list[str], rows: list[list[object]]) -> str:

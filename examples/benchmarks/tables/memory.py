@@ -16,7 +16,7 @@ import time
 
 import torch
 from benchmarks import peers
-from benchmarks.record import markdown
+from benchmarks.record import doubling_axis, markdown
 
 from sj_ext import host
 from sj_ext.analysis import activation_memory
@@ -189,7 +189,8 @@ def plot(rows: list[dict]):
         for ax, (key, label) in zip(axes, panels.items(), strict=True):
             unit = 1 if key == "seconds" else 1e6
             values = [row["figures"][key] / unit for row in own]
-            ax.loglog([row["cell"]["T"] for row in own], values, label=name, **style)
+            ax.semilogy([row["cell"]["T"] for row in own], values, label=name, **style)
+            doubling_axis(ax, [row["cell"]["T"] for row in rows])
             ax.set_xlabel("T")
             ax.set_ylabel(label)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)

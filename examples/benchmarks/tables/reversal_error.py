@@ -13,7 +13,7 @@ import copy
 import statistics
 
 import torch
-from benchmarks.record import markdown
+from benchmarks.record import doubling_axis, markdown
 from torch import nn
 from torch.nn.functional import interpolate
 
@@ -227,7 +227,8 @@ def plot(rows: list[dict]):
     for ax, key in zip(axes, ("reversible", "naive"), strict=True):
         for decay in dict.fromkeys(entry[0] for entry in medians):
             own = [(t, m[key]) for a, t, m, _ in medians if a == decay]
-            ax.loglog(*zip(*own, strict=True), marker=".", label=f"decay {decay:g}")
+            ax.semilogy(*zip(*own, strict=True), marker=".", label=f"decay {decay:g}")
+        doubling_axis(ax, [entry[1] for entry in medians])
         ax.set_title("sj_ext" if key == "reversible" else "naive inversion")
         ax.set_xlabel("T")
     axes[0].set_ylabel("relative error of the gradient")
