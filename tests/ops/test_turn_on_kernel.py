@@ -3,6 +3,7 @@
 The host run goes through the operator's CUDA implementation, with the launch alone replaced.
 """
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -284,3 +285,52 @@ def test_the_launch_hands_cupy_what_the_kernel_takes(monkeypatch, reference, hos
     assert_spikes(outputs, case)
     reference.assert_gradients(gradients, case, False, rtol=1e-6)
     assert entered[0] == ("device", None) and entered.count("left") == len(entered) // 2
+
+
+def test_a_kernel_that_does_not_compile_says_so_and_is_tried_again(
+    monkeypatch, reference, host_kernel
+):
+    """The compiler's own error is the cause; nothing of the failure is kept."""
+
+    class CompileException(Exception):
+        pass
+
+    class RawModule:
+        works = False
+
+        def __init__(self, code, options, backend):
+            self.code, self.options = code, options
+
+        def get_function(self, name):
+            if not self.works:
+                raise CompileException("nvrtc: error: invalid value for --gpu-architecture\n-arch")
+            run = host_kernel(self.code, self.options, name)
+            return lambda grid, block, arguments: run(grid[0], arguments)
+
+    cupy = SimpleNamespace(
+        RawModule=RawModule,
+        __version__="14.0",
+        cuda=SimpleNamespace(
+            Stream=SimpleNamespace(),
+            ExternalStream=lambda address, device: nullcontext(),
+            Device=lambda index: nullcontext(),
+        ),
+    )
+    stream = SimpleNamespace(cuda_stream=0)
+    monkeypatch.setattr(cuda_launch, "_cupy", lambda: cupy)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    cuda_launch._kernel.cache_clear()
+    case = reference.random_case((5, 3, 4, 7), [0.3, -0.5, 0.7, 1.1])
+    before = {name: x.clone() for name, x in case.items() if isinstance(x, torch.Tensor)}
+    with pytest.raises(
+        RuntimeError,
+        match=r"CuPy 14\.0 could not compile .* \(CompileException: nvrtc: error: invalid value",
+    ) as caught:
+        run(case)
+    assert isinstance(caught.value.__cause__, CompileException)
+    assert all(torch.equal(case[name], x) for name, x in before.items())
+    RawModule.works = True
+    outputs, gradients = run(case)
+    cuda_launch._kernel.cache_clear()
+    assert_spikes(outputs, case)
+    reference.assert_gradients(gradients, case, False, rtol=1e-6)

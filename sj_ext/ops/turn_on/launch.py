@@ -80,7 +80,7 @@ def launch(variant: Variant, name: str, blocks: int, device: torch.device, *argu
         *arguments: tensors or None for pointers, int for 64-bit integers, float for float32.
 
     Raises:
-        RuntimeError: CuPy is missing or does not work here.
+        RuntimeError: CuPy is missing, or cannot compile the kernel here.
     """
     cupy = _cupy()
     with cupy.cuda.Device(device.index), _stream(cupy, device):
@@ -106,8 +106,18 @@ def _argument(value):
 
 @functools.cache
 def _kernel(variant: Variant, name: str, device_index: int):
-    module = _cupy().RawModule(code=source(variant), options=options(variant), backend="nvrtc")
-    return module.get_function(name)
+    cupy = _cupy()
+    try:
+        module = cupy.RawModule(code=source(variant), options=options(variant), backend="nvrtc")
+        return module.get_function(name)
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), "no message")
+        raise RuntimeError(
+            f"backend='cupy': CuPy {getattr(cupy, '__version__', '?')} could not compile "
+            f"{name} for cuda:{device_index} ({type(error).__name__}: {reason}). Install the CuPy "
+            "that is built for this CUDA driver (cupy-cuda12x or cupy-cuda13x), or use "
+            "backend='torch'"
+        ) from error
 
 
 @functools.cache
