@@ -1,10 +1,16 @@
 """Sphinx configuration."""
 
+import os
+import sys
 import warnings
+from pathlib import Path
 
 warnings.filterwarnings("ignore", category=DeprecationWarning)
 
 import sj_ext  # noqa: E402
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE / "_extensions"))
 
 project = "sj_ext"
 author = "The sj_ext authors"
@@ -12,16 +18,31 @@ copyright = "The sj_ext authors"
 version = release = sj_ext.__version__
 
 extensions = [
-    "myst_parser",
+    "myst_nb",
     "sphinx.ext.autodoc",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
+    "sphinx-mathjax-offline",
 ]
-source_suffix = {".md": "markdown"}
+source_suffix = {".md": "myst-nb"}
 # tables that other pages include
 exclude_patterns = ["_build", *(f"results/*-{size}.md" for size in ("short", "medium", "full"))]
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
+
+# Tutorials run in a folder of their own, on one thread, so that what they print does not depend on
+# the machine's cores. `make docs` empties the cache first; the other language and the catalogues
+# then read it.
+nb_execution_mode = "cache"
+nb_execution_cache_path = str(HERE / "_build" / "executed")
+nb_execution_in_temp = True
+nb_execution_raise_on_error = True
+nb_execution_timeout = 120
+nb_merge_streams = True
+os.environ["MATPLOTLIBRC"] = str(HERE / "matplotlibrc")
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["KINETO_LOG_LEVEL"] = "99"
+# torch.jit of SpikingJelly 0.0.0.0.14 and profilers without a GPU have nothing to tell a reader
+os.environ["PYTHONWARNINGS"] = "ignore"
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
@@ -31,6 +52,25 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_custom_sections = ["Shapes"]
 
+language = "en"
+locale_dirs = ["locale"]
+gettext_compact = False
+gettext_uuid = False
+gettext_location = False
+
 html_theme = "furo"
 html_title = f"sj_ext {version}"
+templates_path = ["_templates"]
+html_static_path = ["_static"]
+html_css_files = ["custom.css"]
+html_sidebars = {
+    "**": [
+        "sidebar/brand.html",
+        "sidebar/language.html",
+        "sidebar/search.html",
+        "sidebar/scroll-start.html",
+        "sidebar/navigation.html",
+        "sidebar/scroll-end.html",
+    ]
+}
 suppress_warnings = ["myst.header"]
