@@ -35,9 +35,7 @@ class Size:
 
 SIZES = {
     "short": Size(1, 192, 150, 16, (4, 6, 8, 8), (1, 2), Recipe(2, 1e-2, 32)),
-    "medium": Size(
-        3, 3000, 2000, 32, (16, 24, 32, 48), (1, 2, 4, 8), Recipe(6, 5e-3, 50, augment=True)
-    ),
+    "medium": Size(3, 1500, 2000, 32, (12, 16, 24, 32), (1, 2, 4, 8), Recipe(4, 5e-3, 50)),
     "full": Size(
         3, None, None, 32, (64, 128, 256, 384), (1, 2, 4, 8), Recipe(300, 2e-3, 128, augment=True)
     ),
