@@ -6,6 +6,7 @@
     python examples/benchmarks memory --size full --device cuda
     python examples/benchmarks all --size short
     python examples/benchmarks page docs/results             # tables and plots from the records
+    python examples/benchmarks compare OLD.json NEW.json     # fails where a ratio became worse
 
 A run writes ``OUTPUT/TABLE-SIZE.json`` after every cell and goes on from there when it is started
 again. Both sides of a comparison are cells of one record, or are interleaved within one cell.
@@ -24,6 +25,7 @@ from tqdm import tqdm
 FOLDER = Path(__file__).resolve().parent
 sys.path[:0] = [str(FOLDER.parent)]
 
+from benchmarks.compare import compare  # noqa: E402
 from benchmarks.record import SIZES, Context, Record, render  # noqa: E402
 
 
@@ -55,8 +57,8 @@ def run(name: str, context: Context, output: Path) -> Record:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("table", choices=[*names(), "all", "list", "page"])
-    parser.add_argument("folder", nargs="?", type=Path, help="of the records, for 'page'")
+    parser.add_argument("table", choices=[*names(), "all", "list", "page", "compare"])
+    parser.add_argument("paths", nargs="*", type=Path, help="'page': folder, 'compare': records")
     parser.add_argument("--size", choices=SIZES, default="short")
     parser.add_argument("--short", action="store_const", dest="size", const="short")
     parser.add_argument("--device", default="cpu")
@@ -67,11 +69,17 @@ def main() -> None:
         for name in names():
             print(f"{name:20} {load(name).TITLE}")
     elif arguments.table == "page":
-        folder = arguments.folder or arguments.output
+        folder = arguments.paths[0] if arguments.paths else arguments.output
         for path in sorted(folder.glob("*.json")):
             record = Record.read(path)
             render(load(record.table), record, folder)
             print(f"{path.with_suffix('.md')}")
+    elif arguments.table == "compare":
+        if len(arguments.paths) != 2:
+            parser.error(f"compare takes two records, got {len(arguments.paths)}")
+        text, fine = compare(*map(Record.read, arguments.paths))
+        print(text)
+        sys.exit(not fine)
     else:
         context = Context(arguments.size, arguments.device, arguments.data_dir)
         for name in names() if arguments.table == "all" else [arguments.table]:

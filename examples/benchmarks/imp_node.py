@@ -37,24 +37,23 @@ def seconds(node, x_seq: torch.Tensor, grad: torch.Tensor) -> float:
     return time.process_time() - start
 
 
-def cost(shape: tuple[int, ...], repeats: int) -> None:
+def node_ratios(imp, own, shape: tuple[int, ...], repeats: int) -> list[float]:
+    """Forward and backward of an IMP node over the host's own, taken in turn."""
     x_seq, grad = torch.randn(shape), torch.randn(shape)
-    print(f"\ninput {list(shape)}: forward and backward, IMP node over the host's")
-    for imp, own in NODES.items():
-        ours, hosts = imp(step_mode="m"), own(step_mode="m")
-        for node in (ours, hosts):
-            for _ in range(3):
-                seconds(node, x_seq, grad)
-        ratios = []
-        for i in range(repeats):
-            pair = (ours, hosts) if i % 2 else (hosts, ours)
-            took = {node: seconds(node, x_seq, grad) for node in pair}
-            ratios.append(took[ours] / took[hosts])
-        low, middle, high = statistics.quantiles(ratios, n=4)
-        print(f"  {own.__name__:18} {middle:.3f}  (quartiles {low:.3f} to {high:.3f})")
+    ours, hosts = imp(step_mode="m"), own(step_mode="m")
+    for node in (ours, hosts):
+        for _ in range(3):
+            seconds(node, x_seq, grad)
+    ratios = []
+    for i in range(repeats):
+        pair = (ours, hosts) if i % 2 else (hosts, ours)
+        took = {node: seconds(node, x_seq, grad) for node in pair}
+        ratios.append(took[ours] / took[hosts])
+    return ratios
 
 
-def loss_memory(shape: tuple[int, int, int]) -> None:
+def loss_ratios(shape: tuple[int, int, int]) -> dict[tuple[str, str], float]:
+    """Peak bytes of each loss and kind of target, over cross-entropy on the flattened logits."""
     y_seq = torch.randn(shape)
     steps, batch, classes = shape
     indices = torch.randint(classes, (batch,))
@@ -68,13 +67,14 @@ def loss_memory(shape: tuple[int, int, int]) -> None:
         "indices": (indices, indices.repeat(steps)),
         "probabilities": (probabilities, probabilities.repeat(steps, 1)),
     }
-    print(f"\ny_seq {list(shape)}: bytes allocated at most, over cross-entropy on flattened logits")
+    ratios = {}
     for name, (target, repeated) in flat.items():
         plain = peak(lambda y, target=repeated: cross_entropy(y.flatten(0, 1), target))
         for loss in ("sdt", "tet", "tet_s", "lts"):
             function = getattr(functional, f"{loss}_cross_entropy")
             ours = peak(lambda y, f=function, target=target: f(y, target))
-            print(f"  {loss:6} {name:14} {ours / plain:.3f}")
+            ratios[loss, name] = ours / plain
+    return ratios
 
 
 def main() -> None:
@@ -84,8 +84,16 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     print(f"{platform.machine()}, 1 thread, torch {torch.__version__}, SpikingJelly {host.VERSION}")
-    cost((4, 16, 64, 16, 16), 15 if args.short else args.repeats)
-    loss_memory((16, 256, 1000))
+    shape = (4, 16, 64, 16, 16)
+    print(f"\ninput {list(shape)}: forward and backward, IMP node over the host's")
+    for imp, own in NODES.items():
+        ratios = node_ratios(imp, own, shape, 15 if args.short else args.repeats)
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        print(f"  {own.__name__:18} {middle:.3f}  (quartiles {low:.3f} to {high:.3f})")
+    shape = (16, 256, 1000)
+    print(f"\ny_seq {list(shape)}: bytes allocated at most, over cross-entropy on flattened logits")
+    for (loss, name), ratio in loss_ratios(shape).items():
+        print(f"  {loss:6} {name:14} {ratio:.3f}")
 
 
 if __name__ == "__main__":

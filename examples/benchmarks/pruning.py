@@ -60,7 +60,8 @@ def vgg(short: bool) -> nn.Module:
     return net
 
 
-def overhead(short: bool, repeats: int) -> None:
+def step_times(short: bool, repeats: int) -> dict[str, tuple[list[float], list[float]]]:
+    """Seconds of training steps and of pruner steps, taken in turn, by phase."""
     net = vgg(short)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
     pruner = MinimaxPruner(net, budget=0.05, optimizer=optimizer)
@@ -77,22 +78,19 @@ def overhead(short: bool, repeats: int) -> None:
     phases: dict[str, tuple[list[float], list[float]]] = {}
     train()
     pruner.step()
-    while len(phases.get("compress", ((),))[0]) < repeats:
-        trained, stepped = seconds(train), seconds(pruner.step)
-        both = phases.setdefault("compress", ([], []))
-        both[0].append(trained)
-        both[1].append(stepped)
-    while pruner.phase == "compress":  # on to fine-tuning, without training
-        with torch.no_grad():
-            next(net.parameters()).add_(0)
-        pruner._stepped = True
-        pruner.step()
-    for _ in range(repeats):
-        trained, stepped = seconds(train), seconds(pruner.step)
-        both = phases.setdefault("finetune", ([], []))
-        both[0].append(trained)
-        both[1].append(stepped)
-    for phase, (trained, stepped) in phases.items():
+    for phase in ("compress", "finetune"):
+        while pruner.phase != phase:  # on to the next phase, without training
+            with torch.no_grad():
+                next(net.parameters()).add_(0)
+            pruner._stepped = True
+            pruner.step()
+        pairs = [(seconds(train), seconds(pruner.step)) for _ in range(repeats)]
+        phases[phase] = ([t for t, _ in pairs], [s for _, s in pairs])
+    return phases
+
+
+def overhead(short: bool, repeats: int) -> None:
+    for phase, (trained, stepped) in step_times(short, repeats).items():
         ratio = statistics.median(s / t for s, t in zip(stepped, trained, strict=True))
         print(f"  {phase:9} training step {spread(trained)} s")
         print(f"  {'':9} pruner.step() {spread(stepped)} s")
@@ -115,28 +113,35 @@ def ours(tensors: list[torch.Tensor], count: int) -> None:
     zero_below_(tensors, ranking.cut(count))
 
 
-def selection(short: bool, repeats: int) -> None:
-    total = 1_000_000 if short else 10_000_000
+def selection_times(total: int, repeats: int) -> list[tuple[float, float]]:
+    """Seconds of the plain selection of ``total`` weights and of this one, taken in turn."""
     sizes = [total // 2, total // 4, total // 8, total // 8]
-    ratios = []
+    times = []
     for _ in range(repeats):
         tensors = [torch.randn(size) for size in sizes]
         copies = [tensor.clone() for tensor in tensors]
         count = int(0.8 * total)
-        a, b = (
-            seconds(lambda c=copies, n=count: plain(c, n)),
-            seconds(lambda t=tensors, n=count: ours(t, n)),
+        times.append(
+            (
+                seconds(lambda c=copies, n=count: plain(c, n)),
+                seconds(lambda t=tensors, n=count: ours(t, n)),
+            )
         )
         # the plain threshold keeps weights that tie with it, the count here is exact
         for tensor, copy in zip(tensors, copies, strict=True):
             differs = copy[tensor != copy].abs().unique()
             assert len(differs) <= 1
-        ratios.append((a / b, a, b))
-    middle = sorted(ratios)[len(ratios) // 2]
+    return times
+
+
+def selection(short: bool, repeats: int) -> None:
+    total = 1_000_000 if short else 10_000_000
+    ratios = sorted((a / b, a, b) for a, b in selection_times(total, repeats))
+    middle = ratios[len(ratios) // 2]
     print(
         f"selection at {total / 1e6:g} million weights, 80% cut: plain {middle[1]:.4f} s, "
         f"here {middle[2]:.4f} s, {middle[0]:.1f} times faster "
-        f"(from {min(ratios)[0]:.1f} to {max(ratios)[0]:.1f})"
+        f"(from {ratios[0][0]:.1f} to {ratios[-1][0]:.1f})"
     )
 
 
