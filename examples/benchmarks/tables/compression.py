@@ -130,7 +130,7 @@ def _dense(seed: int, context: Context):
     if context.size == "full":
         net = Zoo("sew_resnet18", size.num_steps)
     else:
-        widths = (8, 16, 32) if context.size == "short" else (24, 48, 64, 64)
+        widths = (8, 16, 32) if context.size == "short" else (12, 48, 96, 96)
         net = vgg(train.x.shape[1], widths, size.num_steps, size.side)
     fit(net, train, mean_cross_entropy, size.dense, seed=seed, device=context.device)
     functional.reset_net(net)
