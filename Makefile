@@ -7,9 +7,12 @@ HOST14 := $(VENV)/host14
 # the profiler that counts memory has nothing to say of GPUs that are not there
 export KINETO_LOG_LEVEL := 99
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+SPHINX := $(PY) -W ignore -m sphinx -q -W --keep-going
+BUILD := docs/_build
+TRANSLATED := docs/index.md docs/start.md $(wildcard docs/tutorials/*.md)
 PYTEST := $(PY) -W ignore::DeprecationWarning -m pytest -q -rs -n $(JOBS) --dist loadfile
 
-.PHONY: demo test test-2 test-14 lint docs examples clean
+.PHONY: demo test test-2 test-14 lint docs catalogues examples clean
 
 demo: $(VENV)/installed
 	$(PY) -W ignore examples/demo.py
@@ -26,8 +29,20 @@ lint: $(VENV)/installed
 	$(VENV)/bin/ruff check sj_ext tests examples docs
 	$(VENV)/bin/ruff format --check sj_ext tests examples docs
 
+# English with the tutorials executed, then Chinese with their stored output; then the catalogues'
+# templates, what of the translation is out of date, and the links of both.
 docs: $(VENV)/installed
-	$(PY) -W ignore -m sphinx -q -W --keep-going -b html docs docs/_build/html
+	rm -rf $(BUILD)/executed $(BUILD)/html
+	$(SPHINX) -b html -d $(BUILD)/doctrees/en docs $(BUILD)/html
+	$(SPHINX) -b html -d $(BUILD)/doctrees/zh_CN -D language=zh_CN docs $(BUILD)/html/zh_CN
+	$(SPHINX) -b gettext -d $(BUILD)/doctrees/gettext docs $(BUILD)/gettext $(TRANSLATED)
+	$(PY) docs/check_translations.py
+	$(PY) docs/check_links.py $(BUILD)/html
+
+# Bring the Chinese catalogues up to the English pages: new messages empty, changed ones fuzzy.
+catalogues: $(VENV)/installed
+	$(SPHINX) -b gettext -d $(BUILD)/doctrees/gettext docs $(BUILD)/gettext $(TRANSLATED)
+	$(VENV)/bin/sphinx-intl update -p $(BUILD)/gettext -d docs/locale -l zh_CN --line-width=-1
 
 # Every example in its short form, which takes minutes on two cores.
 examples: $(VENV)/installed

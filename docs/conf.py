@@ -1,5 +1,6 @@
 """Sphinx configuration."""
 
+import logging
 import os
 import sys
 import warnings
@@ -41,6 +42,14 @@ nb_merge_streams = True
 os.environ["MATPLOTLIBRC"] = str(HERE / "matplotlibrc")
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["KINETO_LOG_LEVEL"] = "99"
+# a profile of its own: nothing of the reader's home folder, no word on the kernel's transport
+profile = HERE / "_build" / "ipython" / "profile_default"
+profile.mkdir(parents=True, exist_ok=True)
+(profile / "ipython_kernel_config.py").write_text(
+    'c = get_config()\nc.IPKernelApp.log_level = "ERROR"\n'
+)
+os.environ["IPYTHONDIR"] = str(profile.parent)
+logging.getLogger("traitlets").setLevel(logging.WARNING)
 # torch.jit of SpikingJelly 0.0.0.0.14 and profilers without a GPU have nothing to tell a reader
 os.environ["PYTHONWARNINGS"] = "ignore"
 
