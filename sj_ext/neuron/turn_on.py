@@ -13,6 +13,7 @@ Memory and O(1) Inference Cost", ICML 2024.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -128,14 +129,18 @@ class TurnOnNode(LazyParametersInCheckpoints, host.FunctionalNode):
         """The decay that the neuron computes with: ``decay``, kept ``min_decay`` away from 0."""
         return away_from_zero(self.decay, self.min_decay)
 
-    def step(self, x, states):
+    def step(self, x: torch.Tensor, states: host.States) -> tuple[torch.Tensor, host.States]:
         spike, states, _ = self._run(x.unsqueeze(0), states, False)
-        return spike[0], states
+        return spike[0].clone(), states  # no view: containers of the host keep and detach outputs
 
-    def sequence(self, x_seq, states, store_v_seq):
+    def sequence(
+        self, x_seq: torch.Tensor, states: host.States, store_v_seq: bool
+    ) -> tuple[torch.Tensor, host.States, torch.Tensor | None]:
         return self._run(x_seq, states, store_v_seq)
 
-    def _run(self, x_seq, states, store_v_seq):
+    def _run(
+        self, x_seq: torch.Tensor, states: host.States, store_v_seq: bool
+    ) -> tuple[torch.Tensor, host.States, torch.Tensor | None]:
         (v,) = states
         _check_floating(self, x_seq)
         if v is not None and v.shape != x_seq.shape[1:]:
@@ -171,13 +176,17 @@ class TurnOnNode(LazyParametersInCheckpoints, host.FunctionalNode):
             return spike
         return super().multi_step_forward(x_seq)
 
-    def multi_step_functional_forward(self, inputs, states, **kwargs):
+    def multi_step_functional_forward(
+        self, inputs: tuple[torch.Tensor, ...], states: host.States, **kwargs: Any
+    ) -> tuple[tuple[torch.Tensor, ...], host.States]:
         """The host's form with explicit states; no step, no change of the potential."""
         if not len(inputs[0]):
             return (torch.empty_like(inputs[0]),), states
         return super().multi_step_functional_forward(inputs, states, **kwargs)
 
-    def materialize_states(self, inputs, states, step_mode):
+    def materialize_states(
+        self, inputs: tuple[torch.Tensor, ...], states: host.States, step_mode: str
+    ) -> host.States:
         """The potential as a tensor of the input's shape, in float32 for 16-bit inputs."""
         x = inputs[0]
         if step_mode == "m":
@@ -220,10 +229,12 @@ class TurnOnNode(LazyParametersInCheckpoints, host.FunctionalNode):
         with torch.no_grad():
             self.decay.fill_(self._decay_init)
 
-    def _make_parameter(self, name, shape):
+    def _make_parameter(self, name: str, shape: torch.Size) -> None:
         self._make_decay(shape.numel())
 
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
         saved = state_dict.get(prefix + "decay")
         fixed = self.decay_shape == "channel" and not self.learnable_decay
         if fixed and saved is not None:
@@ -238,7 +249,7 @@ def _check_floating(node: TurnOnNode, x: torch.Tensor) -> None:
         )
 
 
-def _checked_decay(decay, decay_shape: str, min_decay: float) -> torch.Tensor:
+def _checked_decay(decay: Any, decay_shape: str, min_decay: float) -> torch.Tensor:
     """The decay to start from as a float32 vector of its own."""
     try:
         start = torch.as_tensor(decay, dtype=torch.float32).detach().clone()
