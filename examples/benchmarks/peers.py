@@ -157,20 +157,19 @@ def memopt_plan(name: str, num_steps: int, side: int, device: str) -> tuple[Chec
 def with_memopt(name: str, num_steps: int, side: int, device: str, search_steps: int) -> nn.Module:
     """The network under the plan that was found for ``search_steps`` steps.
 
-    Chunks in time keep their length: twice the steps are cut into twice the chunks.
+    What is cut in time keeps the length of its chunks: twice the steps, twice the chunks.
     """
     from spikingjelly.activation_based import memopt
 
     net = PEERS[name].build(num_steps).to(device)
-    # all parts are taken before the first is wrapped, since wrapping moves what is inside
     for part in memopt_plan(name, search_steps, side, device):
-        chunks = min(num_steps, max(1, part.chunks * num_steps // search_steps))
+        chunks = part.chunks
+        if chunks > 1:  # others may have statistics over all steps
+            chunks = min(num_steps, max(1, chunks * num_steps // search_steps))
         compressor = memopt.BitSpikeCompressor() if part.compress else None
-        path = part.path.replace("_checkpoint_wrapped_module.", "")
-        module = net.get_submodule(path)
-        net.set_submodule(
-            path, memopt.checkpoint_module(module, compressor=compressor, chunks=chunks)
-        )
+        module = net.get_submodule(part.path)
+        wrapped = memopt.checkpoint_module(module, compressor=compressor, chunks=chunks)
+        net.set_submodule(part.path, wrapped)
     return net
 
 

@@ -25,7 +25,7 @@ from benchmarks.depth_reversible import DepthReversible
 from benchmarks.record import doubling_axis, markdown
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from torch.utils.flop_counter import flop_registry
 
 from sj_ext import host
@@ -62,12 +62,14 @@ def _stbp(depth: int, checkpointed: bool = False):
 
     def run(x_seq):
         host.functional.reset_net(blocks)
-        for block in blocks:
-            x_seq = (
-                checkpoint(_from_rest, block, x_seq, use_reentrant=False)
-                if checkpointed
-                else block(x_seq)
-            )
+        # stopping early raises an exception, which TorchScript in 0.0.0.0.14's neurons swallows
+        with set_checkpoint_early_stop(False):
+            for block in blocks:
+                x_seq = (
+                    checkpoint(_from_rest, block, x_seq, use_reentrant=False)
+                    if checkpointed
+                    else block(x_seq)
+                )
         host.functional.reset_net(blocks)
         return x_seq
 
