@@ -205,6 +205,9 @@ else:
 class _PureNode(BackendContract):
     """What a neuron of this package defines: pure functions over explicit states."""
 
+    #: NIRTorch looks for this: what NIR has no node for is named, and not traced into
+    _is_leaf_module = True
+
     #: names of the memories, in the order of the ``states`` tuples
     state_names: tuple[str, ...] = ("v",)
 

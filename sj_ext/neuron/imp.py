@@ -62,6 +62,8 @@ class LearnableInitialPotential(LazyParametersInCheckpoints, host.HostBackend):
         TypeError: a host neuron that has no scalar initial potential ``v``.
     """
 
+    _is_leaf_module = True  # as in host.py: NIRTorch names it and does not trace into it
+
     def __init__(
         self,
         *args,

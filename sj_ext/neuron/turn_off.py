@@ -49,6 +49,8 @@ class TurnOffNode(host.base.MemoryModule):
     Source: Hu et al., ICML 2024 (T-RevSNN).
     """
 
+    _is_leaf_module = True  # as in host.py: NIRTorch names it and does not trace into it
+
     def __init__(
         self,
         v_threshold: float = 0.5,
