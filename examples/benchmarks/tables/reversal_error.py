@@ -3,13 +3,16 @@
 One cell of three levels of convolutions with feedback, the same weights and inputs on every side.
 The oracle is plain autograd in float64. In float32 run ``memory='reversible'``, plain autograd, and
 naive inversion: nothing is kept but the last potentials; u[t-1] = (u[t] - f) / a is computed step
-by step, and spikes and windows are computed again from what comes out. Figures are the relative L2
-distances of all gradients, and the share of spikes that naive inversion got wrong.
+by step, and spikes and windows are computed again from what comes out. A second reversible cell has
+decays of its own at every step, as the columns of T-RevSNN have, whose gradients need potentials
+that are rebuilt. Figures are the relative L2 distances of all gradients, and the share of spikes
+that naive inversion got wrong.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 import statistics
 
 import torch
@@ -42,13 +45,15 @@ class Level(nn.Module):
         return h + self.body(h)
 
 
-def build(decay: float) -> TemporalReversible:
+def build(decay: float, steps_with_own: int = 0) -> TemporalReversible:
+    """One decay for each level, or one for each level and each of ``steps_with_own`` steps."""
     below, above = (3, *CHANNELS[:-1]), (*CHANNELS[1:], None)
     levels = [
         Level(b, c, a, 1 if i == 0 else 2)
         for i, (b, c, a) in enumerate(zip(below, CHANNELS, above, strict=True))
     ]
-    cell = TemporalReversible(levels, [decay] * len(levels))
+    decays = [decay] * len(levels)
+    cell = TemporalReversible(levels, [decays] * steps_with_own if steps_with_own else decays)
     cell.step_mode = "m"
     return cell
 
@@ -159,6 +164,11 @@ def measure(cell: dict, context) -> dict:
     oracle = copy.deepcopy(net).double()
     oracle.memory = "autograd"
     exact = gradients(oracle, x_seq.double(), weight.double())
+    own = build(cell["decay"], cell["T"]).to(context.device)
+    own.levels.load_state_dict(net.levels.state_dict())
+    own_oracle = copy.deepcopy(own).double()
+    own_oracle.memory = "autograd"
+    own_exact = gradients(own_oracle, x_seq.double(), weight.double())
     ours = gradients(net, x_seq, weight)
     plain = copy.deepcopy(net)
     plain.memory = "autograd"
@@ -170,6 +180,7 @@ def measure(cell: dict, context) -> dict:
     ]
     return {
         "reversible": relative(ours, exact),
+        "per_step": relative(gradients(own, x_seq, weight), own_exact),
         "autograd": relative(gradients(plain, x_seq, weight), exact),
         "naive": relative(naive, exact),
         "naive_wrong_spikes": wrong,
@@ -177,8 +188,10 @@ def measure(cell: dict, context) -> dict:
     }
 
 
-def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    return float((found - wanted).norm() / wanted.norm())
+def relative(found: torch.Tensor, wanted: torch.Tensor) -> float | None:
+    """Relative L2 distance; None where it is not finite, for which JSON has no number."""
+    error = float((found - wanted).norm() / wanted.norm())
+    return error if math.isfinite(error) else None
 
 
 def _medians(rows: list[dict]) -> list[tuple[float, int, dict, int]]:
@@ -190,22 +203,29 @@ def _medians(rows: list[dict]) -> list[tuple[float, int, dict, int]]:
     for (decay, num_steps), own in groups.items():
         alike = [f for f in own if f["forward_flips"] == 0]
         middle = {
-            key: statistics.median(f[key] for f in alike)
-            for key in ("reversible", "autograd", "naive", "naive_wrong_spikes")
+            key: statistics.median(math.inf if f[key] is None else f[key] for f in alike)
+            for key in ("reversible", "per_step", "autograd", "naive", "naive_wrong_spikes")
             if alike
         }
         result.append((decay, num_steps, middle, len(own) - len(alike)))
     return result
 
 
+def _shown(error: float | None) -> str:
+    if error is None:
+        return ""
+    return f"{error:.1e}" if math.isfinite(error) else "not finite"
+
+
 def table(rows: list[dict]) -> str:
-    header = ["decay", "T", "reversible", "autograd, float32", "naive inversion"]
+    header = ["decay", "T", "reversible", "decays of every step", "autograd, float32"]
+    header.append("naive inversion")
     header += ["its wrong spikes", "seeds left out"]
     lines = [
         [
             decay,
             num_steps,
-            *(f"{m[key]:.1e}" if m else "" for key in ("reversible", "autograd", "naive")),
+            *(_shown(m.get(key)) for key in ("reversible", "per_step", "autograd", "naive")),
             f"{m['naive_wrong_spikes']:.2%}" if m else "",
             left_out,
         ]
@@ -226,7 +246,7 @@ def plot(rows: list[dict]):
     medians = [entry for entry in _medians(rows) if entry[2]]
     for ax, key in zip(axes, ("reversible", "naive"), strict=True):
         for decay in dict.fromkeys(entry[0] for entry in medians):
-            own = [(t, m[key]) for a, t, m, _ in medians if a == decay]
+            own = [(t, m[key]) for a, t, m, _ in medians if a == decay and math.isfinite(m[key])]
             ax.semilogy(*zip(*own, strict=True), marker=".", label=f"decay {decay:g}")
         doubling_axis(ax, [entry[1] for entry in medians])
         ax.set_title("sj_ext" if key == "reversible" else "naive inversion")
