@@ -17,6 +17,7 @@ import importlib.metadata
 import importlib.util
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from spikingjelly.activation_based import base, functional, layer, model, neuron, surrogate
@@ -75,10 +76,17 @@ ONLINE_NEURONS = tuple(
 )
 
 
-class _NoBackend:
+#: stands for the neuron of the host that the mixins below are mixed into
+_Mixin: Any = object
+
+#: memories of a neuron, in the order in which they are registered
+States = tuple[Any, ...]
+
+
+class _NoBackend(_Mixin):
     """A neuron of a host that chooses its kernels by itself."""
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any):
         if "backend" in kwargs:
             raise TypeError(
                 f"{type(self).__name__} takes no backend: SpikingJelly {VERSION} chooses its "
@@ -96,7 +104,7 @@ class BackendContract(_NoBackend):
     #: dtypes that the CuPy kernels of this node take
     cupy_dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float16)
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any):
         super(_NoBackend, self).__init__(*args, **kwargs)
 
     @property
@@ -143,7 +151,7 @@ if GENERATION == 2:
     HostBackend = _NoBackend
 else:
 
-    class HostBackend(BackendContract):
+    class HostBackend(BackendContract):  # type: ignore[no-redef]
         """What a subclass of a host neuron inherits for its ``backend``."""
 
         def multi_step_forward(self, x_seq: torch.Tensor) -> torch.Tensor:
@@ -190,7 +198,7 @@ else:
                 kernel.check_ctypes = partial(_check_ctypes, kernel)
                 setattr(node, name, kernel)
 
-    def _check_ctypes(kernel, py_dict: dict) -> None:
+    def _check_ctypes(kernel: Any, py_dict: dict[str, Any]) -> None:
         """Whether every array has the type that the kernel declares for it."""
         names = {"float32": "float", "float16": "half2", "int32": "int", "int64": "int"}
         for key, value in py_dict.items():
@@ -236,11 +244,11 @@ class _PureNode(BackendContract):
             return torch.empty_like(x_seq), states, x_seq.new_empty(0) if store_v_seq else None
         return torch.stack(spikes), states, torch.stack(potentials) if store_v_seq else None
 
-    def _states(self, inputs: tuple[torch.Tensor, ...], step_mode: str) -> tuple:
+    def _states(self, inputs: tuple[torch.Tensor, ...], step_mode: str) -> States:
         held = tuple(self._memories[name] for name in self.state_names)
         return self.materialize_states(inputs, held, step_mode)
 
-    def _hold(self, states: tuple) -> None:
+    def _hold(self, states: States) -> None:
         for name, value in zip(self.state_names, states, strict=True):
             self._memories[name] = value
 
@@ -260,11 +268,15 @@ class _PureNode(BackendContract):
             self.v_seq = v_seq
         return spike_seq
 
-    def single_step_functional_forward(self, inputs, states, **kwargs):
+    def single_step_functional_forward(
+        self, inputs: tuple[torch.Tensor, ...], states: States, **kwargs: Any
+    ) -> tuple[tuple[torch.Tensor, ...], States]:
         spike, states = self.step(inputs[0], states)
         return (spike,), states
 
-    def multi_step_functional_forward(self, inputs, states, **kwargs):
+    def multi_step_functional_forward(
+        self, inputs: tuple[torch.Tensor, ...], states: States, **kwargs: Any
+    ) -> tuple[tuple[torch.Tensor, ...], States]:
         spike_seq, states, _ = self.sequence(inputs[0], states, False)
         return (spike_seq,), states
 
@@ -282,7 +294,7 @@ if GENERATION == 2:
             self,
             v_threshold: float = 1.0,
             v_reset: float | None = 0.0,
-            surrogate_function: Callable = surrogate.Sigmoid(),  # noqa: B008
+            surrogate_function: Callable[..., Any] = surrogate.Sigmoid(),  # noqa: B008
             detach_reset: bool = False,
             step_mode: str = "s",
             backend: str = "torch",
@@ -296,19 +308,21 @@ if GENERATION == 2:
     class SurrogateFunction(surrogate.SurrogateFunctionBase):
         """A surrogate of this package, with one constant ``alpha``."""
 
-        def __init__(self, alpha: float, spiking: bool = True):
+        def __init__(self, alpha: float | torch.Tensor, spiking: bool = True):
             super().__init__(spiking=spiking, alpha=alpha)
 
 else:
 
-    class FunctionalNode(_PureNode, neuron.BaseNode):
+    class FunctionalNode(_PureNode, neuron.BaseNode):  # type: ignore[no-redef]
         """A stateful neuron of this package; a ``BaseNode`` of the host on both generations.
 
         A subclass registers its memories (``v`` is there already) and defines :meth:`step` and, if
         it can do better than a loop, :meth:`sequence`.
         """
 
-        def materialize_states(self, inputs, states, step_mode):
+        def materialize_states(
+            self, inputs: tuple[torch.Tensor, ...], states: States, step_mode: str
+        ) -> States:
             """Tensors of the input's shape in place of the scalars that memories start as."""
             if step_mode == "m" and not len(inputs[0]):
                 return states
@@ -317,12 +331,14 @@ else:
                 torch.full_like(x, state) if isinstance(state, float) else state for state in states
             )
 
-        def functional_forward(self, inputs, states, **kwargs):
+        def functional_forward(
+            self, inputs: tuple[torch.Tensor, ...], states: States, **kwargs: Any
+        ) -> tuple[tuple[torch.Tensor, ...], States]:
             """Forward over explicit states in the present step mode, as 2.x has it."""
             states = self.materialize_states(inputs, states, self.step_mode)
             if self.step_mode == "s":
                 return self.single_step_functional_forward(inputs, states, **kwargs)
             return self.multi_step_functional_forward(inputs, states, **kwargs)
 
-    class SurrogateFunction(surrogate.SurrogateFunctionBase):
+    class SurrogateFunction(surrogate.SurrogateFunctionBase):  # type: ignore[no-redef]
         """A surrogate of this package, with one constant ``alpha``."""

@@ -7,6 +7,7 @@ the CUDA code that the CuPy kernels of SpikingJelly 0.0.0.0.14 ask for.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -75,17 +76,17 @@ def _positive(name: str, value: float) -> float:
 
 class _RectStep(torch.autograd.Function):
     @staticmethod
-    def forward(x, alpha):
+    def forward(x: torch.Tensor, alpha: float) -> torch.Tensor:
         return (x >= 0).to(x)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
         x, alpha = inputs
         ctx.save_for_backward(x.abs() < 0.5 / alpha)
         ctx.alpha = alpha
 
     @staticmethod
-    def backward(ctx, grad_output):
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (window,) = ctx.saved_tensors
         return grad_output * window * ctx.alpha, None
 
@@ -131,7 +132,7 @@ class Rect(_CudaWindow):
         return 0.5 / self.alpha
 
 
-Rect = getattr(host.surrogate, "Rect", Rect)  # the host's own where it has one
+Rect = getattr(host.surrogate, "Rect", Rect)  # type: ignore[misc]  # the host's own where it is
 
 
 def _away_from_zero(temperature: torch.Tensor) -> torch.Tensor:
@@ -146,15 +147,15 @@ def _dspike_slope(x: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 class _DSpikeStep(torch.autograd.Function):
     @staticmethod
-    def forward(x, temperature):
+    def forward(x: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
         return (x >= 0).to(x)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx, grad_output):
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, temperature = ctx.saved_tensors
         b = _away_from_zero(temperature).to(x)
         grad_x = grad_temperature = None

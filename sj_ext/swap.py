@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -59,7 +59,7 @@ def swap_neurons(module: nn.Module, mapping: Mapping[type, type], **overrides: A
     for parent, tensor in _parents_with_a_tensor(module):
         for name, child in parent._modules.items():
             target = mapping.get(type(child))
-            if target is None:
+            if child is None or target is None:
                 continue
             if child not in swapped:
                 swapped[child] = _swapped(child, target, overrides, tensor)
@@ -96,10 +96,14 @@ def _check_mapping(mapping: Mapping[type, type], overrides: dict[str, Any]) -> N
             )
 
 
-def _parents_with_a_tensor(module: nn.Module):
+def _parents_with_a_tensor(
+    module: nn.Module,
+) -> Iterator[tuple[nn.Module, torch.Tensor | None]]:
     """Every module below ``module``, with a tensor that tells the device and dtype around it."""
 
-    def walk(parent: nn.Module, inherited: torch.Tensor | None, seen: set[int]):
+    def walk(
+        parent: nn.Module, inherited: torch.Tensor | None, seen: set[int]
+    ) -> Iterator[tuple[nn.Module, torch.Tensor | None]]:
         if id(parent) in seen:
             return
         seen.add(id(parent))
@@ -111,7 +115,7 @@ def _parents_with_a_tensor(module: nn.Module):
     yield from walk(module, None, set())
 
 
-def _floating_tensors(module: nn.Module):
+def _floating_tensors(module: nn.Module) -> Iterator[torch.Tensor]:
     for tensor in (*module.parameters(), *module.buffers()):
         if tensor.is_floating_point():
             yield tensor
@@ -123,7 +127,7 @@ def _constructor_arguments(cls: type) -> tuple[str, ...]:
     for base in cls.__mro__:
         if "__init__" not in vars(base):
             continue
-        parameters = list(inspect.signature(base.__init__).parameters.values())[1:]
+        parameters = list(inspect.signature(vars(base)["__init__"]).parameters.values())[1:]
         names.update(
             (p.name, None)
             for p in parameters
@@ -137,8 +141,9 @@ def _constructor_arguments(cls: type) -> tuple[str, ...]:
 def _swapped(
     old: nn.Module, target: type, overrides: dict[str, Any], near: torch.Tensor | None
 ) -> nn.Module:
-    if issubclass(target, LearnableInitialPotential) and target is with_learnable_imp(type(old)):
-        new = target.from_node(old, **overrides)
+    kind: Any = type(old)
+    if issubclass(target, LearnableInitialPotential) and target is with_learnable_imp(kind):
+        new: nn.Module = target.from_node(old, **overrides)
     else:
         new = _constructed(old, target, overrides)
     own = next(_floating_tensors(old), near)
@@ -151,7 +156,7 @@ def _constructed(old: nn.Module, target: type, overrides: dict[str, Any]) -> nn.
     """A neuron of another kind, with what its constructor has in common with the old neuron."""
     names = _constructor_arguments(target)
     kept = {name: getattr(old, name) for name in names if hasattr(old, name)}
-    new = target(**{**kept, **overrides})
+    new: nn.Module = target(**{**kept, **overrides})
     for tensors in ("_parameters", "_buffers"):
         for name, tensor in getattr(old, tensors).items():
             if name in getattr(new, tensors) and name not in overrides:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,9 @@ def per_step_accuracy(
 ) -> Tensor: ...
 
 
-def per_step_accuracy(outputs, targets, /, *, cumulative=False, num_steps=None):
+def per_step_accuracy(
+    outputs: Any, targets: Any, /, *, cumulative: bool = False, num_steps: int | None = None
+) -> Tensor:
     r"""Share of right predictions at each time step, of given outputs or of a model.
 
     The prediction of step t is the class with the largest :math:`y_t`, or with ``cumulative`` the

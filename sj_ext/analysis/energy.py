@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from torch import nn
 
 __all__ = ["LayerOperations", "SynapticOperations", "synaptic_operations"]
 
-_CONVOLUTIONS: dict[type[nn.Module], Callable] = {
+_CONVOLUTIONS: dict[type[nn.Module], Callable[..., torch.Tensor]] = {
     nn.Conv1d: F.conv1d,
     nn.Conv2d: F.conv2d,
     nn.Conv3d: F.conv3d,
@@ -94,16 +94,17 @@ def synaptic_operations(model: nn.Module, x: torch.Tensor) -> SynapticOperations
         )
     layers: list[LayerOperations] = []
 
-    def look(name: str):
-        def hook(module, args, output):
+    def look(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             layers.append(_operations(name, module, args[0], output))
 
         return hook
 
+    counted: tuple[type[nn.Module], ...] = (*_CONVOLUTIONS, nn.Linear)
     handles = [
         module.register_forward_hook(look(name))
         for name, module in model.named_modules()
-        if isinstance(module, (*_CONVOLUTIONS, nn.Linear))
+        if isinstance(module, counted)
     ]
     try:
         with torch.no_grad():
@@ -116,7 +117,7 @@ def synaptic_operations(model: nn.Module, x: torch.Tensor) -> SynapticOperations
     return SynapticOperations(tuple(layers))
 
 
-def _operations(name, module, x, output) -> LayerOperations:
+def _operations(name: str, module: Any, x: torch.Tensor, output: torch.Tensor) -> LayerOperations:
     dense = output.numel() * module.weight[0].numel()
     rate = float((x != 0).double().mean())
     kept = (module.weight != 0).double()
@@ -125,7 +126,7 @@ def _operations(name, module, x, output) -> LayerOperations:
     return LayerOperations(name, rate, dense, acs=0, macs=round(dense * float(kept.mean())))
 
 
-def _additions(module: nn.Module, spikes: torch.Tensor, kept: torch.Tensor) -> int:
+def _additions(module: Any, spikes: torch.Tensor, kept: torch.Tensor) -> int:
     """Triples of a spike, an output that it reaches and a weight between them that is not 0."""
     spikes = spikes.double()
     if isinstance(module, nn.Linear):

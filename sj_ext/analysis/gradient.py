@@ -6,6 +6,7 @@ import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -175,7 +176,7 @@ def _cosine(full: torch.Tensor, other: torch.Tensor) -> float:
 
 
 @contextlib.contextmanager
-def _temporal_gradient_dropped(node: nn.Module) -> Iterator[None]:
+def _temporal_gradient_dropped(node: Any) -> Iterator[None]:
     """While this is open, a node's memories reach each step without their gradient.
 
     A multi-step forward runs as single steps, on the host's Torch backend: fused kernels have no
@@ -184,14 +185,14 @@ def _temporal_gradient_dropped(node: nn.Module) -> Iterator[None]:
     own = node.__dict__.get("forward")
     forward = node.forward
 
-    def one_step(*args, **kwargs):
+    def one_step(*args: Any, **kwargs: Any) -> torch.Tensor:
         for name, value in node._memories.items():
             if isinstance(value, torch.Tensor):
                 # Not in place, as the host's detach(): the full gradient may still need the graph.
                 node._memories[name] = value.detach()
         return forward(*args, **kwargs)
 
-    def cut_forward(x, *args, **kwargs):
+    def cut_forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         if node.step_mode == "s":
             return one_step(x, *args, **kwargs)
         with _single_steps_on_torch(node):
@@ -215,7 +216,7 @@ def _temporal_gradient_dropped(node: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _single_steps_on_torch(node: nn.Module) -> Iterator[None]:
+def _single_steps_on_torch(node: Any) -> Iterator[None]:
     backend = getattr(node, "backend", None)
     if backend not in (None, "torch"):
         node.backend = "torch"

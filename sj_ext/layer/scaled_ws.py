@@ -16,6 +16,8 @@ unnormalized ResNets", ICLR 2021 (arXiv 2101.08692).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -72,7 +74,18 @@ def compute_dtype(x: torch.Tensor) -> torch.dtype:
 
 class _ScaledWSConv(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, gain, bias, eps, stride, padding, dilation, groups):
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        gain: torch.Tensor,
+        bias: torch.Tensor | None,
+        eps: float,
+        stride: tuple[int, ...],
+        padding: tuple[int, ...],
+        dilation: tuple[int, ...],
+        groups: int,
+    ) -> torch.Tensor:
         ctx.save_for_backward(x, weight, gain)
         ctx.eps = eps
         ctx.has_bias = bias is not None
@@ -85,7 +98,7 @@ class _ScaledWSConv(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_out):
+    def backward(ctx: Any, grad_out: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight, gain = ctx.saved_tensors
         stride, padding, dilation, groups = ctx.geometry
         need_x, need_weight, need_gain, need_bias = ctx.needs_input_grad[:4]
@@ -192,8 +205,10 @@ class ScaledWSConv2d(host.layer.Conv2d):
         """The standardised weight that the convolution multiplies with."""
         return standardize(self.weight, self.gain, self.eps)
 
-    def _conv_forward(self, x, weight, bias):
-        padding = self.padding
+    def _conv_forward(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        padding: Any = self.padding
         if self.padding_mode != "zeros":
             x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0

@@ -18,7 +18,7 @@ block's size; this keeps one and a quarter.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +40,7 @@ class Firing(NamedTuple):
 def spiking_block(
     x: torch.Tensor,
     depthwise: tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
-    pointwise: tuple[tuple, tuple],
+    pointwise: tuple[tuple[Any, ...], tuple[Any, ...]],
     neurons: tuple[Firing, Firing],
 ) -> torch.Tensor:
     """The block's output for its input ``x``.
@@ -168,7 +168,8 @@ class _SpikingBlock(torch.autograd.Function):
             )
             point1 = standardize(weight1, gain1, eps[0]).to(dtype)
             point2 = standardize(weight2, gain2, eps[1]).to(dtype)
-            grad_d = grad_bias2 = None
+            grad_d: Any = None
+            grad_bias2: Any = None
             grad_point1, grad_point2 = torch.empty_like(weight1), torch.empty_like(weight2)
             grad_bias1 = torch.empty_like(bias1)
             for part in _slices(weight1):

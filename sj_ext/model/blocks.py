@@ -9,12 +9,14 @@ Memory and O(1) Inference Cost", ICML 2024 (arXiv 2405.16466).
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..layer.scaled_ws import ScaledWSConv2d
-from ..neuron.turn_off import TurnOffNode, rectangular_window
+from ..neuron.turn_off import TurnOffNode
+from ..ops.windows import rectangular_window
 from ..surrogate import Rect
 from .block_op import Firing, spiking_block
 
@@ -81,6 +83,7 @@ class SpikingBlock(nn.Module):
 
     #: see :func:`sj_ext.parameter_groups`
     no_weight_decay = frozenset({"gamma"})
+    gamma: nn.Parameter | None
 
     def __init__(
         self,
@@ -128,7 +131,7 @@ class SpikingBlock(nn.Module):
             and all(type(conv) in (nn.Conv2d, StepConv) for conv in (self.dwconv, self.tail.dwconv))
         )
 
-    def _as_one_function(self, x, firing):
+    def _as_one_function(self, x: torch.Tensor, firing: tuple[Firing, Firing]) -> torch.Tensor:
         depthwise = [effective(conv) for conv in (self.dwconv, self.tail.dwconv)]
         if self.gamma is not None:  # the gradient of gamma then needs no activation
             weight, bias = depthwise[1]
@@ -137,7 +140,8 @@ class SpikingBlock(nn.Module):
             (conv.weight, conv.gain, conv.bias, conv.eps)
             for conv in (self.pwconv, self.tail.pwconv)
         ]
-        return spiking_block(x, tuple(depthwise), tuple(pointwise), firing)
+        pairs = (depthwise[0], depthwise[1]), (pointwise[0], pointwise[1])
+        return spiking_block(x, *pairs, firing)
 
 
 class Level(nn.Module):
@@ -176,12 +180,16 @@ def resample(
     *,
     kernel_size: int = 1,
     stride: int = 1,
-    up=False,
+    up: bool = False,
 ) -> nn.Sequential:
     """Convolution of spikes between two levels, normalised; with ``up``, nearest x 2 behind it."""
-    geometry = {"kernel_size": kernel_size, "stride": stride, "padding": kernel_size // 2}
+    geometry: dict[str, Any] = {
+        "kernel_size": kernel_size,
+        "stride": stride,
+        "padding": kernel_size // 2,
+    }
     if norm == "bn":
-        layers = [
+        layers: list[nn.Module] = [
             nn.Conv2d(in_channels, out_channels, bias=False, **geometry),
             nn.BatchNorm2d(out_channels),
         ]
@@ -251,7 +259,7 @@ def depthwise_conv(channels: int, kernel_size: int, norm: str) -> nn.Conv2d:
     return conv(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)
 
 
-def effective(conv: nn.Conv2d) -> tuple[torch.Tensor, torch.Tensor]:
+def effective(conv: nn.Conv2d) -> tuple[torch.Tensor, Any]:
     """Weight and bias that a convolution multiplies with and adds."""
     weight = conv.effective_weight() if isinstance(conv, ScaledWSConv2d) else conv.weight
     return weight, conv.bias

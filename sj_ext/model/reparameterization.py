@@ -16,8 +16,8 @@ package's.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -107,7 +107,7 @@ def map_inputs(model: TRevSNN, x: torch.Tensor) -> list[MapInput]:
     for name, module in _maps(model):  # a module that columns share runs once in each, in order
         names.setdefault(module, []).append(name)
 
-    def look(module, args):
+    def look(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
         spikes = args[0]
         binary = bool(((spikes == 0) | (spikes == 1)).all())
         seen.append(MapInput(names[module].pop(0), binary, float(spikes.mean())))
@@ -137,7 +137,13 @@ class ComposedConv2d(nn.Module):
         depthwise: the weight of that depthwise one, ``[out, 1, k, k]``, or None.
     """
 
-    def __init__(self, weight, bias, inner_bias=None, depthwise=None):
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        inner_bias: torch.Tensor | None = None,
+        depthwise: torch.Tensor | None = None,
+    ):
         super().__init__()
         out_channels, in_channels, kernel_size, _ = weight.shape
         self.conv = nn.Conv2d(
@@ -152,11 +158,14 @@ class ComposedConv2d(nn.Module):
         return self.conv(x) + self._bias_map(x.shape[-2:])
 
     def _bias_map(self, size: torch.Size) -> torch.Tensor:
-        if self.inner_bias is None:
+        if self.inner_bias is None or self.depthwise is None:
             return self.bias.view(1, -1, 1, 1)
         channels, padding = len(self.bias), self.depthwise.shape[-1] // 2
         inner = self.inner_bias.view(1, -1, 1, 1).expand(1, channels, *size)
         return F.conv2d(inner, self.depthwise, self.bias, padding=padding, groups=channels)
+
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class _Shared:
@@ -164,22 +173,24 @@ class _Shared:
 
     def __init__(self, compose: bool):
         self.compose = compose
-        self._made: dict = {}
+        self._made: dict[tuple[object, ...], Any] = {}
 
-    def once(self, *key, make):
+    def once(self, *key: object, make: Callable[[], M]) -> M:
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
 
 
-def _levels(model: TRevSNN) -> Iterator[nn.Module]:
-    for column in model.cell.levels:
+def _levels(model: TRevSNN) -> Iterator[Any]:
+    columns: Any = model.cell.levels
+    for column in columns:
         yield from column
 
 
 def _maps(model: TRevSNN) -> Iterator[tuple[str, nn.Module]]:
     """The module of each linear map that reads its input, with a name."""
-    for step, column in enumerate(model.cell.levels):
+    columns: Any = model.cell.levels
+    for step, column in enumerate(columns):
         for index, level in enumerate(column):
             name = f"step{step}.level{index}"
             if index:
@@ -192,19 +203,21 @@ def _maps(model: TRevSNN) -> Iterator[tuple[str, nn.Module]]:
     yield "head", model.head.pool if model.head.pool_first else model.head.classifier1
 
 
-def _fold_conv(conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None) -> nn.Conv2d:
+def _fold_conv(conv: nn.Module, norm: nn.BatchNorm2d | None = None) -> nn.Conv2d:
     """A plain convolution that does what ``conv`` and a batch normalisation behind it do."""
     if not isinstance(conv, nn.Conv2d):
         raise ValueError(f"model has a {type(conv).__name__} where a convolution was expected")
     weight, bias = effective(conv)
     if norm is not None:
+        if norm.running_var is None or norm.running_mean is None:
+            raise ValueError("model has a batch normalisation without running statistics")
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
         bias = norm.bias + scale * ((0 if bias is None else bias) - norm.running_mean)
         weight = weight * scale.view(-1, 1, 1, 1)
     return plain_conv(conv, weight, bias)
 
 
-def plain_conv(like: nn.Conv2d, weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Conv2d:
+def plain_conv(like: Any, weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Conv2d:
     """A convolution of the geometry of ``like`` with another weight and bias."""
     conv = nn.Conv2d(
         like.in_channels,
@@ -242,11 +255,13 @@ def _fold_sequence(sequence: nn.Sequential) -> nn.Sequential:
     return nn.Sequential(*folded)
 
 
-def _fold_block(block: SpikingBlock, shared: _Shared) -> None:
-    if type(block) is not SpikingBlock or type(block.tail) is not BlockTail:
-        raise ValueError(f"model has a {type(block).__name__} that this function does not know")
+def _fold_block(module: nn.Module, shared: _Shared) -> None:
+    if type(module) is not SpikingBlock or type(module.tail) is not BlockTail:
+        raise ValueError(f"model has a {type(module).__name__} that this function does not know")
+    block: Any = module  # its parts become plain convolutions
     first, second = _fold_conv(block.dwconv), _fold_conv(block.pwconv)
-    tail, gamma = block.tail, block.gamma
+    tail: Any = block.tail
+    gamma = block.gamma
     pointwise = shared.once(tail, "pointwise", make=lambda: _fold_conv(tail.pwconv))
     if gamma is None:
         depthwise = shared.once(tail, "depthwise", make=lambda: _fold_conv(tail.dwconv))
@@ -265,19 +280,20 @@ def _fold_block(block: SpikingBlock, shared: _Shared) -> None:
         block.tail = _pointwise_first(pointwise, depthwise)
 
 
-def _depthwise_first(depthwise: nn.Conv2d, pointwise: nn.Conv2d) -> ComposedConv2d:
+def _depthwise_first(depthwise: Any, pointwise: Any) -> ComposedConv2d:
     mix = pointwise.weight[:, :, 0, 0]
     weight = mix[:, :, None, None] * depthwise.weight[:, 0]
     return ComposedConv2d(weight, pointwise.bias + mix @ depthwise.bias)
 
 
-def _pointwise_first(pointwise: nn.Conv2d, depthwise: nn.Conv2d) -> ComposedConv2d:
+def _pointwise_first(pointwise: Any, depthwise: Any) -> ComposedConv2d:
     weight = pointwise.weight * depthwise.weight
     return ComposedConv2d(weight, depthwise.bias, pointwise.bias, depthwise.weight)
 
 
-def _fold_head(head, compose: bool) -> None:
-    first, second = _fold_conv(head.classifier1), _fold_conv(head.classifier2)
+def _fold_head(head: Any, compose: bool) -> None:
+    first: Any = _fold_conv(head.classifier1)
+    second: Any = _fold_conv(head.classifier2)
     mix = second.weight[:, :, 0, 0]
     weight = (mix @ first.weight[:, :, 0, 0])[:, :, None, None]
     head.classifier1 = plain_conv(first, weight, mix @ first.bias + second.bias)

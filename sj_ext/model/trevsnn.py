@@ -245,7 +245,9 @@ def trevsnn_dvs(
     )
 
 
-def _columns(channels, num_steps, kernel_size, norm) -> list[list[Level]]:
+def _columns(
+    channels: Sequence[int], num_steps: int, kernel_size: int, norm: str
+) -> list[list[Level]]:
     # The second half of each level's second block is one for all columns.
     tails = [BlockTail.new(c, kernel_size, norm) for c in channels]
     gammas = (0.0, 0.0) if norm == "ws" else (1.0, None)
@@ -254,8 +256,8 @@ def _columns(channels, num_steps, kernel_size, norm) -> list[list[Level]]:
         c = channels[index]
         down = up = None
         if index:
-            geometry = {"kernel_size": 1} if index == 3 else {"kernel_size": 3, "stride": 2}
-            down = resample(channels[index - 1], c, norm, **geometry)
+            kernel, stride = (1, 1) if index == 3 else (3, 2)
+            down = resample(channels[index - 1], c, norm, kernel_size=kernel, stride=stride)
         if step and index < 3:
             up = resample(channels[index + 1], c, norm, up=index < 2)
         first = SpikingBlock(c, kernel_size, norm, gamma_init=gammas[0])
@@ -281,7 +283,14 @@ def _stem_channels(stem_channels: int | None, first: int, num_steps: int, encode
     return width
 
 
-def _check(channels, num_classes, num_steps, kernel_size, encode, norm) -> None:
+def _check(
+    channels: Sequence[int],
+    num_classes: int,
+    num_steps: int,
+    kernel_size: int,
+    encode: str,
+    norm: str,
+) -> None:
     if len(channels) != 4 or any(not isinstance(c, int) or c < 1 for c in channels):
         raise ValueError(f"channels must be four positive integers, got {channels!r}")
     if num_classes < 2:

@@ -20,6 +20,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -62,22 +63,25 @@ class LearnableInitialPotential(LazyParametersInCheckpoints, host.HostBackend):
         TypeError: a host neuron that has no scalar initial potential ``v``.
     """
 
+    #: the potential: a number until the first step, then a tensor
+    v: Any
+
     _is_leaf_module = True  # as in host.py: NIRTorch names it and does not trace into it
 
     def __init__(
         self,
-        *args,
+        *args: Any,
         imp_shape: str | Sequence[int] = "channel",
         imp_init: tuple[float, float] = (-0.2, 0.2),
         imp_squash: Callable[[torch.Tensor], torch.Tensor] | None = None,
         channel_axis: int = 1,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
         self._learn_initial_potential(imp_shape, imp_init, imp_squash, channel_axis)
 
     @classmethod
-    def from_node(cls, node: nn.Module, **overrides) -> LearnableInitialPotential:
+    def from_node(cls, node: nn.Module, **overrides: Any) -> LearnableInitialPotential:
         """``node`` with all that it has (attributes, parameters, memories, hooks), and a theta.
 
         Args:
@@ -87,7 +91,8 @@ class LearnableInitialPotential(LazyParametersInCheckpoints, host.HostBackend):
         Raises:
             TypeError: ``node`` is of another class, or an override is neither of the two.
         """
-        if with_learnable_imp(type(node)) is not cls:
+        kind: Any = type(node)
+        if with_learnable_imp(kind) is not cls:
             raise TypeError(
                 f"node must be of the class that {cls.__name__} was made from, got {node!r}"
             )
@@ -99,15 +104,21 @@ class LearnableInitialPotential(LazyParametersInCheckpoints, host.HostBackend):
                 f"change; give attributes of it or {', '.join(_OWN_KEYWORDS)}"
             )
         new = cls.__new__(cls)
-        vars(new).update(vars(node))
+        new.__dict__.update(vars(node))
         for name in ("_parameters", "_buffers", "_modules", "_memories", "_memories_rv"):
-            vars(new)[name] = copy.copy(vars(node)[name])
+            new.__dict__[name] = copy.copy(vars(node)[name])
         for name, value in overrides.items():
             setattr(new, name, value)
         new._learn_initial_potential(**{**_OWN_KEYWORDS, **own})
         return new
 
-    def _learn_initial_potential(self, imp_shape, imp_init, imp_squash, channel_axis) -> None:
+    def _learn_initial_potential(
+        self,
+        imp_shape: str | Sequence[int],
+        imp_init: tuple[float, float],
+        imp_squash: Callable[[torch.Tensor], torch.Tensor] | None,
+        channel_axis: int,
+    ) -> None:
         _require_scalar_potential(self)
         self.imp_shape = _checked_shape(imp_shape)
         self.imp_init = _checked_init(imp_init)
@@ -139,7 +150,7 @@ class LearnableInitialPotential(LazyParametersInCheckpoints, host.HostBackend):
         v = self.theta if self.imp_squash is None else self.imp_squash(self.theta)
         return v.to(x).expand(x.shape).clone(memory_format=torch.contiguous_format)
 
-    def forward(self, x: torch.Tensor, *args, **kwargs):
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The host neuron's own forward, started from :meth:`initial_potential` after a reset."""
         self.check_backend(x)
         first = x if self.step_mode == "s" else _first_step(x)
@@ -147,7 +158,9 @@ class LearnableInitialPotential(LazyParametersInCheckpoints, host.HostBackend):
             self.v = self.initial_potential(first)
         return super().forward(x, *args, **kwargs)
 
-    def materialize_states(self, inputs, states, step_mode):
+    def materialize_states(
+        self, inputs: tuple[torch.Tensor, ...], states: host.States, step_mode: str
+    ) -> host.States:
         """Explicit states: the learned potential for a scalar ``v``.
 
         On 2.x also for a ``v`` of another shape than the input's, as the host has it there.
@@ -169,9 +182,9 @@ class LearnableInitialPotential(LazyParametersInCheckpoints, host.HostBackend):
     def _fits(self, v: torch.Tensor, x: torch.Tensor) -> bool:
         return v.shape[v.dim() - x.dim() :] == x.shape  # levels may stand before the batch
 
-    def _make_theta(self, shape, device=None) -> None:
+    def _make_theta(self, shape: Sequence[int], device: torch.device | None = None) -> None:
         if is_lazy(self.theta):
-            self.theta.materialize(shape, device=device)
+            self.theta.materialize(tuple(shape), device=device)
         with torch.no_grad():
             self.theta.uniform_(*self.imp_init)
 
@@ -187,9 +200,11 @@ class LearnableInitialPotential(LazyParametersInCheckpoints, host.HostBackend):
                 f"imp_shape='spatial' needs an input with axes besides batch and channel, got "
                 f"shape {tuple(x.shape)}"
             )
-        keep = {"channel": {channel}, "spatial": set(range(1, x.dim())) - {channel}}.get(
-            self.imp_shape, set(range(1, x.dim()))
-        )
+        keep = set(range(1, x.dim()))
+        if self.imp_shape == "channel":
+            keep = {channel}
+        elif self.imp_shape == "spatial":
+            keep -= {channel}
         return tuple(size if axis in keep else 1 for axis, size in enumerate(x.shape))
 
     def _channel(self, x: torch.Tensor) -> int:
@@ -219,7 +234,7 @@ class LearnableInitialPotential(LazyParametersInCheckpoints, host.HostBackend):
                 f"input of shape {tuple(x.shape)} in one step"
             )
 
-    def _make_parameter(self, name, shape):
+    def _make_parameter(self, name: str, shape: torch.Size) -> None:
         if name == "theta":
             self._make_theta(shape)
         else:  # a lazy parameter of the neuron's own
@@ -248,7 +263,7 @@ def _require_scalar_potential(node: nn.Module) -> None:
         )
 
 
-def _checked_shape(imp_shape) -> str | tuple[int, ...]:
+def _checked_shape(imp_shape: object) -> str | tuple[int, ...]:
     if isinstance(imp_shape, str):
         if imp_shape in _SHAPES:
             return imp_shape
@@ -261,7 +276,7 @@ def _checked_shape(imp_shape) -> str | tuple[int, ...]:
     )
 
 
-def _checked_init(imp_init) -> tuple[float, float]:
+def _checked_init(imp_init: Any) -> tuple[float, float]:
     try:
         low, high = (float(bound) for bound in imp_init)
     except (TypeError, ValueError):
@@ -388,14 +403,15 @@ def with_learnable_imp(node_class: type) -> type:
     )
 
 
-def _reduce_made_class(node, protocol):
+def _reduce_made_class(node: Any, protocol: int) -> tuple[Any, ...]:
     """Pickle an object of a made class by the class that it was made from."""
     return _new_of_made_class, (node._node_class,), node.__dict__
 
 
 def _new_of_made_class(node_class: type) -> nn.Module:
     made = with_learnable_imp(node_class)
-    return made.__new__(made)
+    node: nn.Module = made.__new__(made)  # type: ignore[call-overload]
+    return node
 
 
 def _show_host_signature(cls: type, host_class: type) -> None:
@@ -403,7 +419,7 @@ def _show_host_signature(cls: type, host_class: type) -> None:
     own = inspect.signature(LearnableInitialPotential).parameters
     keywords = [own[name] for name in _OWN_KEYWORDS]
     hosts = inspect.signature(host_class).parameters.values()
-    cls.__signature__ = inspect.Signature([*hosts, *keywords])
+    cls.__signature__ = inspect.Signature([*hosts, *keywords])  # type: ignore[attr-defined]
 
 
 for _host_class, _cls in _NAMED.items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.nn.parameter import UninitializedParameter
 
@@ -13,17 +15,25 @@ def is_lazy(parameter: object) -> bool:
     return isinstance(parameter, UninitializedParameter)
 
 
-class LazyParametersInCheckpoints:
+#: stands for the module that the mixin is mixed into
+_Mixin: Any = object
+
+
+class LazyParametersInCheckpoints(_Mixin):
     """Mixin for a module: parameters without a size are saved as they are, and sized when loaded.
 
     A subclass defines :meth:`_make_parameter`.
     """
 
+    _parameters: dict[str, torch.nn.Parameter | None]
+
     def _make_parameter(self, name: str, shape: torch.Size) -> None:
         """Give the lazy parameter ``name`` the shape that a checkpoint has for it."""
         raise NotImplementedError
 
-    def _save_to_state_dict(self, destination, prefix, keep_vars):
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
         parameters = self._parameters
         lazy = {name: p for name, p in parameters.items() if is_lazy(p)}
         # a parameter without a size cannot be detached, which the base would do
@@ -34,7 +44,9 @@ class LazyParametersInCheckpoints:
             self._parameters = parameters
         destination.update({prefix + name: p for name, p in lazy.items()})
 
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
         for name, parameter in self._parameters.items():
             saved = state_dict.get(prefix + name)
             if is_lazy(parameter) and saved is not None and not is_lazy(saved):

@@ -78,7 +78,9 @@ class MultiLevelFiringNode(host.FunctionalNode):
         self.decay_input = decay_input
         self.thresholds = thresholds
 
-    def materialize_states(self, inputs, states, step_mode):
+    def materialize_states(
+        self, inputs: tuple[torch.Tensor, ...], states: host.States, step_mode: str
+    ) -> host.States:
         """One potential per level, each from the same initial potential."""
         if step_mode == "m" and not len(inputs[0]):  # no step: the states stay as they are
             return states
@@ -89,7 +91,7 @@ class MultiLevelFiringNode(host.FunctionalNode):
         (v,) = super().materialize_states(inputs, (v,), step_mode)
         return (v.expand(len(self.thresholds), *v.shape),)
 
-    def step(self, x, states):
+    def step(self, x: torch.Tensor, states: host.States) -> tuple[torch.Tensor, host.States]:
         """One step; see :func:`sj_ext.functional.multi_level_firing_step`."""
         spikes, v = multi_level_firing_step(
             x,

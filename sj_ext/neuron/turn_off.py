@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -80,11 +81,15 @@ class TurnOffNode(host.base.MemoryModule):
         """Spikes of all steps, ``[T, N, *]``."""
         return self.single_step_forward(x_seq)
 
-    def single_step_functional_forward(self, inputs, states, **kwargs):
+    def single_step_functional_forward(
+        self, inputs: tuple[torch.Tensor, ...], states: host.States, **kwargs: Any
+    ) -> tuple[tuple[torch.Tensor, ...], host.States]:
         """The same as :meth:`single_step_forward` in the host's form with explicit states: none."""
         return (self.single_step_forward(inputs[0]),), states
 
-    def multi_step_functional_forward(self, inputs, states, **kwargs):
+    def multi_step_functional_forward(
+        self, inputs: tuple[torch.Tensor, ...], states: host.States, **kwargs: Any
+    ) -> tuple[tuple[torch.Tensor, ...], host.States]:
         """The same as :meth:`multi_step_forward` in the host's form with explicit states: none."""
         return (self.multi_step_forward(inputs[0]),), states
 
@@ -103,20 +108,22 @@ def _step(above: torch.Tensor) -> torch.Tensor:
 
 class _RectTurnOff(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, v_threshold, alpha):
+    def forward(ctx: Any, x: torch.Tensor, v_threshold: float, alpha: float) -> torch.Tensor:
         above = x - v_threshold
         ctx.save_for_backward(pack_bits(above.abs() < 0.5 / alpha))
         ctx.alpha = alpha
         return _step(above)
 
     @staticmethod
-    def backward(ctx, grad_spike):
+    def backward(ctx: Any, grad_spike: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (packed,) = ctx.saved_tensors
         grad = keep_where_bits(packed, grad_spike)
         return grad if ctx.alpha == 1 else grad * ctx.alpha, None, None
 
 
-def checked_surrogate(surrogate_function: Callable) -> Callable:
+def checked_surrogate(
+    surrogate_function: Callable[[torch.Tensor], torch.Tensor],
+) -> Callable[[torch.Tensor], torch.Tensor]:
     """``surrogate_function`` if it can be called, TypeError if not."""
     if not callable(surrogate_function):
         raise TypeError(

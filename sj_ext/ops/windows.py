@@ -9,7 +9,7 @@ from ..surrogate import Rect
 __all__ = ["rectangular_window"]
 
 
-def rectangular_window(surrogate_function: Callable) -> float | None:
+def rectangular_window(surrogate_function: Callable[..., object]) -> float | None:
     """``alpha`` of a surrogate whose whole backward pass is a rectangular window, else None.
 
     The gradient of such a surrogate at ``u - v_threshold`` is ``alpha`` where

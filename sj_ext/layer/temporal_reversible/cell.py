@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,7 +34,7 @@ class _Levels(host.layer.StepModeContainer):
         self.stateful = False
         self.step_mode = "s"
 
-    def forward(self, *args):
+    def forward(self, *args: Any) -> Any:
         raise NotImplementedError("the levels run one by one: call the TemporalReversible cell")
 
 
@@ -111,7 +112,7 @@ class TemporalReversible(host.base.MemoryModule):
     def __init__(
         self,
         levels: Sequence[nn.Module] | Sequence[Sequence[nn.Module]],
-        decays: Sequence,
+        decays: Sequence[Any],
         *,
         v_threshold: float = 0.5,
         surrogate_function: Callable[[torch.Tensor], torch.Tensor] = Rect(),  # noqa: B008
@@ -138,10 +139,9 @@ class TemporalReversible(host.base.MemoryModule):
         table = _level_table(levels)
         #: whether every step has levels of its own
         self.columns = table is not None
-        rows = table if self.columns else [list(levels)]
-        self.num_levels = len(rows[0])
-        containers = [nn.ModuleList(row) for row in rows] if self.columns else rows[0]
-        self.levels = _Levels(containers)
+        own: list[Any] = list(levels) if table is None else [nn.ModuleList(row) for row in table]
+        self.num_levels = len(own if table is None else own[0])
+        self.levels = _Levels(own)
         self._init_decays(decays)
         self.feedback = bool(feedback)
         self.chunk = chunk
@@ -184,7 +184,7 @@ class TemporalReversible(host.base.MemoryModule):
                     "chunk=1, evaluation mode or another normalisation"
                 )
 
-    def _init_decays(self, decays) -> None:
+    def _init_decays(self, decays: Any) -> None:
         if isinstance(decays, torch.Tensor):
             # one number per level, or per step and level
             decays = [list(a) if a.dim() else a for a in decays] if decays.dim() else []
@@ -219,13 +219,13 @@ class TemporalReversible(host.base.MemoryModule):
         self.decay_per_step = nested
         self.decays = nn.ModuleList(lists) if nested else lists[0]
 
-    def _decay(self, value) -> nn.Parameter:
+    def _decay(self, value: Any) -> nn.Parameter:
         if isinstance(value, torch.Tensor):
             if not value.is_floating_point():
                 raise TypeError(f"decays must be floating point, got {value.dtype}")
         elif isinstance(value, bool) or not isinstance(value, Real):
             raise TypeError(f"decays must be numbers or tensors, got {value!r}")
-        decay = value
+        decay: nn.Parameter = value
         if not isinstance(value, nn.Parameter):
             decay = nn.Parameter(torch.as_tensor(value).detach().to(copy=True))
             if not decay.is_floating_point():
@@ -267,24 +267,36 @@ class TemporalReversible(host.base.MemoryModule):
             raise TypeError(f"x must be a tensor [N, *], got {type(x).__name__}")
         return self._run_and_hold([x], [0], 1).squeeze(0)
 
-    def single_step_functional_forward(self, inputs, states, **kwargs):
+    def single_step_functional_forward(
+        self, inputs: tuple[torch.Tensor, ...], states: host.States, **kwargs: Any
+    ) -> tuple[tuple[torch.Tensor, ...], host.States]:
         """One step over explicit states (u_0, ..., u_{L-1}, steps done), as 2.x calls it."""
         u_top, states = self._run([inputs[0]], [0], 1, states)
         return (u_top.squeeze(0),), states
 
-    def multi_step_functional_forward(self, inputs, states, **kwargs):
+    def multi_step_functional_forward(
+        self, inputs: tuple[torch.Tensor, ...], states: host.States, **kwargs: Any
+    ) -> tuple[tuple[torch.Tensor, ...], host.States]:
         """All steps over explicit states, as 2.x calls it."""
         u_top, states = self._run(*_inputs(inputs[0]), states)
         return (u_top,), states
 
-    def _run_and_hold(self, inputs, index, num_steps) -> torch.Tensor:
+    def _run_and_hold(
+        self, inputs: list[torch.Tensor], index: list[int] | None, num_steps: int
+    ) -> torch.Tensor:
         u_top, states = self._run(inputs, index, num_steps, tuple(self._memories.values()))
         for name, value in zip(self._memories, states, strict=True):
             self._memories[name] = value
         return u_top
 
     @_disable_dynamo  # torch.compiler.disable, without importing the compiler beforehand
-    def _run(self, inputs, index, num_steps: int, states) -> tuple[torch.Tensor, tuple]:
+    def _run(
+        self,
+        inputs: list[torch.Tensor],
+        index: list[int] | None,
+        num_steps: int,
+        states: host.States,
+    ) -> tuple[torch.Tensor, host.States]:
         *potentials, steps_done = states
         _check_batch(inputs[0] if index is not None else inputs[0][0], potentials[0])
         decays, decay_index = self._decays_of(steps_done, num_steps)
@@ -322,9 +334,9 @@ class TemporalReversible(host.base.MemoryModule):
         self._check_steps("levels", len(self.levels), first, num_steps)
         return [list(self.levels[t]) for t in range(first, first + num_steps)]
 
-    def _decays_of(self, first: int, num_steps: int):
+    def _decays_of(self, first: int, num_steps: int) -> tuple[list[torch.Tensor], list[list[int]]]:
         """The decays in force, each once, and the place of that of each step and level."""
-        rows: list = [self.decays] * num_steps
+        rows: list[Any] = [self.decays] * num_steps
         if self.decay_per_step:
             self._check_steps("decays", len(self.decays), first, num_steps)
             rows = list(self.decays)[first : first + num_steps]
@@ -348,7 +360,7 @@ class TemporalReversible(host.base.MemoryModule):
         return f"{own}, {super().extra_repr()}"
 
 
-def _level_table(levels) -> list[list[nn.Module]] | None:
+def _level_table(levels: Any) -> list[list[nn.Module]] | None:
     """The columns as lists, or None where one list of modules stands for all steps."""
     if not isinstance(levels, Sequence | nn.ModuleList) or len(levels) == 0:
         raise TypeError(
@@ -356,16 +368,17 @@ def _level_table(levels) -> list[list[nn.Module]] | None:
             f"got {levels!r}"
         )
     is_column = [isinstance(entry, list | tuple | nn.ModuleList) for entry in levels]
-    modules = [
+    modules: list[Any] = [
         m for entry, c in zip(levels, is_column, strict=True) for m in (entry if c else [entry])
     ]
-    wrong = next((m for m in modules if not isinstance(m, nn.Module)), None)
+    wrong: Any = next((m for m in modules if not isinstance(m, nn.Module)), None)
     if wrong is not None or len(set(is_column)) > 1:
         what = f"a {type(wrong).__name__}" if wrong is not None else "both kinds mixed"
         raise TypeError(f"levels must hold modules, or sequences of modules, got {what}")
     if not is_column[0]:
         return None
-    table = [list(column) for column in levels]
+    columns: list[Any] = list(levels)
+    table: list[list[nn.Module]] = [list(column) for column in columns]
     if not table[0] or len({len(column) for column in table}) > 1:
         raise ValueError(
             "levels must have the same number of modules, at least one, for every step, got "
@@ -374,7 +387,9 @@ def _level_table(levels) -> list[list[nn.Module]] | None:
     return table
 
 
-def _inputs(x_seq) -> tuple[list[torch.Tensor], list[int] | None, int]:
+def _inputs(
+    x_seq: torch.Tensor | Sequence[torch.Tensor],
+) -> tuple[list[torch.Tensor], list[int] | None, int]:
     """The distinct input tensors, which one each step reads (None: slices), and T."""
     if isinstance(x_seq, torch.Tensor):
         if x_seq.dim() < 2 or len(x_seq) == 0:
@@ -402,7 +417,7 @@ def _check_batch(x: torch.Tensor, state: torch.Tensor | None) -> None:
         )
 
 
-def _number(name: str, value, above: float | None = None) -> float:
+def _number(name: str, value: Any, above: float | None = None) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {value!r}")
     if not math.isfinite(value) or (above is not None and value <= above):

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .replay import Draws
+from .replay import Draws, Start
 
 __all__ = ["Call", "integrate", "roll_out"]
 
@@ -40,7 +40,7 @@ class Call:
     #: consecutive steps that a level runs as one batch; more than one only without feedback
     chunk: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         steps = range(len(self.modules))
         self.num_levels = len(self.modules[0])
         self.spans = [steps[t : t + self.chunk] for t in steps[:: self.chunk]]
@@ -87,7 +87,9 @@ class Call:
 class Observer:
     """Sees what :func:`roll_out` computes; the default looks at nothing."""
 
-    def ran(self, span: int, level: int, f: torch.Tensor, u: Sequence[torch.Tensor], start) -> None:
+    def ran(
+        self, span: int, level: int, f: torch.Tensor, u: Sequence[torch.Tensor], start: Start
+    ) -> None:
         """F_level gave f over a span, and the potentials after its steps are u.
 
         ``start`` is what its random numbers started from, see :class:`~.replay.Draws`.

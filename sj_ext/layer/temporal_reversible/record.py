@@ -73,7 +73,7 @@ def anchor_steps(
 class Fingerprints:
     """A few elements from all over each level's output, to recognise it by."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._places: dict[tuple[int, ...], tuple[torch.Tensor, ...]] = {}
 
     def of(self, output: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ import torch
 from ...ops.windows import rectangular_window
 from .dynamics import Call, Observer
 from .record import Bits, Fingerprints, anchor_steps
-from .replay import RandomState
+from .replay import RandomState, Start
 
 __all__ = ["Needs", "Options", "Recorder"]
 
@@ -28,11 +28,18 @@ class Options:
 class Needs:
     """What autograd would find to require a gradient."""
 
-    def __init__(self, call: Call, inputs, states, decays, of_modules: Sequence[Sequence[bool]]):
+    def __init__(
+        self,
+        call: Call,
+        inputs: Sequence[bool],
+        states: Sequence[bool],
+        decays: Sequence[bool],
+        of_modules: Sequence[Sequence[bool]],
+    ):
         self.inputs, self.states, self.decays = inputs, states, decays
         #: potential[span][level]
         self.potential: list[list[bool]] = []
-        before = states
+        before: Sequence[bool] = states
         for span in call.spans:
             now: list[bool] = []
             for level in range(call.num_levels):
@@ -58,7 +65,14 @@ class Needs:
 class Recorder(Observer):
     """Keeps, of every level and span, what undoing it will ask for."""
 
-    def __init__(self, call: Call, options: Options, needs: Needs, decays, device: torch.device):
+    def __init__(
+        self,
+        call: Call,
+        options: Options,
+        needs: Needs,
+        decays: Sequence[torch.Tensor],
+        device: torch.device,
+    ):
         self.call, self.needs, self.options = call, needs, options
         #: height of a rectangular window, None for any other surrogate
         self.alpha = rectangular_window(call.surrogate_function)
@@ -75,28 +89,30 @@ class Recorder(Observer):
         self.potentials: dict[tuple[int, int], int] = {}
         self.layouts: dict[tuple[int, int], Bits] = {}
         self.shapes: dict[tuple[int, int], torch.Size] = {}
-        self.dtypes: list[torch.dtype | None] = [None] * call.num_levels
+        self.dtypes = [torch.get_default_dtype()] * call.num_levels
         self.anchors: dict[int, frozenset[int]] = {}
         self._smallest: list[float] | None = None
         self.shared_decay = [
             len({column[level] for column in call.decay_index}) == 1
             for level in range(call.num_levels)
         ]
-        self._decays = decays
+        self._decays: Sequence[torch.Tensor] = decays
 
     def _keep(self, tensor: torch.Tensor) -> int:
         self.tensors.append(tensor)
         return len(self.tensors) - 1
 
-    def ran(self, span: int, level: int, f: torch.Tensor, u: Sequence[torch.Tensor], start) -> None:
+    def ran(
+        self, span: int, level: int, f: torch.Tensor, u: Sequence[torch.Tensor], start: Start
+    ) -> None:
         key = (span, level)
         self.dtypes[level] = u[0].dtype
         if not self.needs.of(span, level):
             return
         self.shapes[key] = f.shape
         if start is not None:
-            seeded = isinstance(start, int)
-            self.starts[key] = start if seeded else [self._keep(state) for state in start]
+            kept = start if isinstance(start, int) else [self._keep(state) for state in start]
+            self.starts[key] = kept
         if self.options.replay_tolerance is not None:
             self.fingerprints[key] = self._keep(self._fingerprints.of(f))
         for t, potential in zip(self.call.spans[span], u, strict=True):

@@ -8,10 +8,15 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.amp.autocast_mode import is_autocast_available
 
 from ... import host
 
-__all__ = ["AutocastState", "Draws", "RandomState", "Shadows", "foreign_leaves"]
+__all__ = ["AutocastState", "Draws", "RandomState", "Shadows", "Start", "foreign_leaves"]
+
+
+#: what the random numbers of a run start from: the generators' states, a seed, or None
+Start = list[torch.Tensor] | int | None
 
 
 class AutocastState:
@@ -26,7 +31,7 @@ class AutocastState:
                 "cache_enabled": torch.is_autocast_cache_enabled(),
             }
             for kind in dict.fromkeys((device_type, "cpu"))
-            if torch.amp.is_autocast_available(kind)
+            if is_autocast_available(kind)
         ]
 
     @contextlib.contextmanager
@@ -91,9 +96,7 @@ class Draws:
         self._now = self._random.get()
         self._drawing: set[int] = set()
 
-    def run(
-        self, level: int, function: Callable[[], torch.Tensor]
-    ) -> tuple[torch.Tensor, list[torch.Tensor] | int | None]:
+    def run(self, level: int, function: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Start]:
         """The function's result, and what the generators started from: states, a seed, or None."""
         if level in self._drawing:
             seed = int(torch.randint(2**62, ()))
@@ -167,8 +170,8 @@ class Shadows:
             yield self
         finally:
             for module, parameters, module_buffers in put_back:
-                for name, p in parameters.items():
-                    setattr(module, name, p)
+                for name, parameter in parameters.items():
+                    setattr(module, name, parameter)
                 module._buffers.update(module_buffers)
 
     def of(self, level: nn.Module) -> list[int]:

@@ -16,6 +16,7 @@ level l + 1 at t and level l - 1 at t + 1, is complete when level l is reached.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -47,7 +48,7 @@ def run_reversibly(
     return u_top, final
 
 
-def _split(sizes: Sequence[int], values: Sequence) -> list[list]:
+def _split(sizes: Sequence[int], values: Sequence[Any]) -> list[list[Any]]:
     parts, start = [], 0
     for size in sizes:
         parts.append(list(values[start : start + size]))
@@ -57,7 +58,9 @@ def _split(sizes: Sequence[int], values: Sequence) -> list[list]:
 
 class _Undo(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, call, options, sizes, *flat):
+    def forward(
+        ctx: Any, call: Call, options: Options, sizes: Sequence[int], *flat: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
         inputs, carried, decays, parameters = _split(sizes, flat)
         needed = _split(sizes, ctx.needs_input_grad[3:])
         states = carried or [None] * call.num_levels
@@ -87,14 +90,16 @@ class _Undo(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_top, *grad_final):
+    def backward(
+        ctx: Any, grad_top: torch.Tensor | None, *grad_final: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, ...]:
         saved = _saved_tensors(ctx)
         count = sum(ctx.sizes)
         undoing = _Undoing(ctx, _split(ctx.sizes, saved[:count]), saved[count:])
         return None, None, None, *undoing.run(grad_top, grad_final)
 
 
-def _saved_tensors(ctx) -> tuple[torch.Tensor, ...]:
+def _saved_tensors(ctx: Any) -> tuple[torch.Tensor, ...]:
     try:
         return ctx.saved_tensors
     except RuntimeError as error:
@@ -111,7 +116,7 @@ def _saved_tensors(ctx) -> tuple[torch.Tensor, ...]:
 class _Undoing:
     """The state of one backward pass."""
 
-    def __init__(self, ctx, groups: list[list[torch.Tensor]], kept: Sequence[torch.Tensor]):
+    def __init__(self, ctx: Any, groups: list[list[torch.Tensor]], kept: Sequence[torch.Tensor]):
         self.call: Call = ctx.call
         self.needs: Needs = ctx.needs
         self.recorder: Recorder = ctx.recorder
@@ -119,7 +124,7 @@ class _Undoing:
         self.autocast: AutocastState = ctx.autocast
         self.inputs, carried, self.decays, self.parameters = groups
         levels = self.call.num_levels
-        self.states: list[torch.Tensor | None] = carried or [None] * levels
+        self.states: list[torch.Tensor | None] = [*carried] or [None] * levels
         self.kept = kept
         # by level, of the step that was undone last:
         self.grad_u: list[torch.Tensor | None] = [None] * levels
@@ -134,7 +139,9 @@ class _Undoing:
         self._fingerprints = Fingerprints()
         self.checked: set[torch.nn.Module] = set()
 
-    def run(self, grad_top, grad_final) -> list[torch.Tensor | None]:
+    def run(
+        self, grad_top: torch.Tensor | None, grad_final: Sequence[torch.Tensor | None]
+    ) -> list[torch.Tensor | None]:
         call = self.call
         everything = [module for column in call.modules for module in column]
         if isinstance(call.surrogate_function, torch.nn.Module):
@@ -189,14 +196,17 @@ class _Undoing:
     def _arriving(self, span: range, level: int) -> list[list[torch.Tensor]]:
         """The gradients of the outputs that belong to each step's potential."""
         arriving: list[list[torch.Tensor]] = [[] for _ in span]
-        if span[-1] == self.call.num_steps - 1 and self.grad_final[level] is not None:
-            arriving[-1].append(self.grad_final[level])
+        final = self.grad_final[level]
+        if span[-1] == self.call.num_steps - 1 and final is not None:
+            arriving[-1].append(final)
         if level == self.call.num_levels - 1 and self.grad_top is not None:
             for t, gradients in zip(span, arriving, strict=True):
                 gradients.append(self.grad_top[t])
         return arriving
 
-    def _potentials(self, span: range, level: int, currents):
+    def _potentials(
+        self, span: range, level: int, currents: Sequence[torch.Tensor]
+    ) -> tuple[list[torch.Tensor | None], list[torch.Tensor | None]]:
         """u[t] and u[t-1] for the steps t of a span, None where they are not known."""
         kept = self.recorder.potentials
         after: list[torch.Tensor | None] = []
@@ -216,13 +226,20 @@ class _Undoing:
             self.u[level] = u
         return after, before
 
-    def _grads_u(self, number: int, level: int, arriving, after) -> list[torch.Tensor] | None:
+    def _grads_u(
+        self,
+        number: int,
+        level: int,
+        arriving: list[list[torch.Tensor]],
+        after: list[torch.Tensor | None],
+    ) -> list[torch.Tensor] | None:
         """G[t] for the steps t of a span, None where no gradient arrives at any."""
         span = self.call.spans[number]
         through: Sequence[torch.Tensor | None] = [None] * len(span)
         spikes, self.grad_spikes[level] = self.grad_spikes[level], None
         if spikes is not None:
-            u = None if any(u is None for u in after) else joined(after)
+            known = [u for u in after if u is not None]
+            u = joined(known) if len(known) == len(after) else None
             through = split(self._through_surrogate(number, level, spikes, u), span)
         grads: list[torch.Tensor | None] = [None] * len(span)
         later = self.grad_u[level]
@@ -246,7 +263,9 @@ class _Undoing:
         if key in self.recorder.windows:
             window = self.kept[self.recorder.windows[key]]
             grad = grad * self.recorder.layouts[key].unpack(window)
-            return grad if self.recorder.alpha == 1 else grad.mul_(self.recorder.alpha)
+            alpha = self.recorder.alpha
+            return grad if alpha is None or alpha == 1 else grad.mul_(alpha)
+        assert u is not None  # rebuilt, or kept, wherever the window is not on record
         indices = self._surrogate_parameters()
         with torch.enable_grad():
             u = u.detach().requires_grad_()
@@ -260,12 +279,13 @@ class _Undoing:
         function = self.call.surrogate_function
         return self.shadows.of(function) if isinstance(function, torch.nn.Module) else []
 
-    def _sources(self, number: int, level: int):
+    def _sources(self, number: int, level: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The two inputs of F_level over a span, as leaves that want a gradient where needed."""
         call = self.call
         if level:
-            below = self._spikes(number, level - 1)
-            below.requires_grad_(self.needs.of(number, level - 1))
+            fired = self._spikes(number, level - 1)
+            assert fired is not None  # only before the call there may be no spikes
+            below = fired.requires_grad_(self.needs.of(number, level - 1))
         else:
             span = call.spans[number]
             below = call.input_of(self.inputs, span).detach()
@@ -285,13 +305,15 @@ class _Undoing:
         spikes = self.recorder.layouts[key].unpack(self.kept[self.recorder.spikes[key]])
         return spikes.to(self.recorder.dtypes[level])
 
-    def _replay(self, number: int, level: int, below, above) -> torch.Tensor:
+    def _replay(
+        self, number: int, level: int, below: torch.Tensor, above: torch.Tensor | None
+    ) -> torch.Tensor:
         """F_level over a span again, with its graph."""
         key, span = (number, level), self.call.spans[number]
         start = self.recorder.starts.get(key)
         if start is not None:
-            seeded = isinstance(start, int)
-            self.recorder.random.start_from(start if seeded else [self.kept[i] for i in start])
+            states = start if isinstance(start, int) else [self.kept[i] for i in start]
+            self.recorder.random.start_from(states)
         module = self.call.modules[span[0]][level]
         with torch.enable_grad(), self.shadows.memories_kept(module):
             f = run_level(self.call, span, level, below, above)
@@ -301,7 +323,15 @@ class _Undoing:
             self.fingerprints[key] = self._fingerprints.of(f)
         return f
 
-    def _push(self, number: int, level: int, f, below, above, grad) -> None:
+    def _push(
+        self,
+        number: int,
+        level: int,
+        f: torch.Tensor,
+        below: torch.Tensor,
+        above: torch.Tensor | None,
+        grad: torch.Tensor,
+    ) -> None:
         """Push G through f to the spikes it came from and to the parameters."""
         if not f.requires_grad:
             return
@@ -341,16 +371,25 @@ class _Undoing:
             return
         for t, g in zip(span, split(grad, span), strict=True):
             if self.call.input_index is None:
-                if self.grad_inputs[0] is None:
+                whole = self.grad_inputs[0]
+                if whole is None:
                     x = self.inputs[0]
-                    self.grad_inputs[0] = torch.zeros(x.shape, dtype=x.dtype, device=x.device)
-                self.grad_inputs[0][t] = g
+                    whole = torch.zeros(x.shape, dtype=x.dtype, device=x.device)
+                    self.grad_inputs[0] = whole
+                whole[t] = g
             elif self.needs.inputs[self.call.input_index[t]]:
                 index = self.call.input_index[t]
                 sofar = self.grad_inputs[index]
                 self.grad_inputs[index] = g if sofar is None else sofar + g
 
-    def _grad_decay(self, t: int, level: int, f, before, grad: torch.Tensor) -> None:
+    def _grad_decay(
+        self,
+        t: int,
+        level: int,
+        f: torch.Tensor,
+        before: torch.Tensor | None,
+        grad: torch.Tensor,
+    ) -> None:
         index = self.call.decay_index[t][level]
         if not self.needs.decays[index]:
             return
@@ -369,14 +408,13 @@ class _Undoing:
         if state is None:
             return None
         a_index = self.call.decay_index[0][level]
-        if self.h[level] is not None:
-            h = self.h[level]
+        h = self.h[level]
+        if h is not None:
             self.grad_decays.add(a_index, (h * state).sum_to_size(self.decays[a_index].shape))
         if not self.needs.states[level]:
             return None
-        grad = None
-        if self.grad_u[level] is not None:
-            grad = self.decays[a_index] * self.grad_u[level]
+        later = self.grad_u[level]
+        grad = None if later is None else self.decays[a_index] * later
         spikes = self.grad_spikes[level]
         if spikes is not None:
             through = self._through_surrogate(-1, level, spikes, state)
@@ -385,14 +423,15 @@ class _Undoing:
 
     def _check_replay(self) -> None:
         """One look at all differences at the end: on a GPU every look waits for the device."""
-        if not self.fingerprints:
+        tolerance = self.options.replay_tolerance
+        if not self.fingerprints or tolerance is None:
             return
         keys = list(self.fingerprints)
         differences = relative_differences(
             [self.fingerprints[key] for key in keys],
             [self.kept[self.recorder.fingerprints[key]] for key in keys],
         )
-        bad = ~(differences <= self.options.replay_tolerance)  # also where it is not a number
+        bad = ~(differences <= tolerance)  # also where it is not a number
         if bad.any():
             worst = int(bad.nonzero()[0])
             self._other_output(*keys[worst], f"a relative difference of {differences[worst]:.2g}")

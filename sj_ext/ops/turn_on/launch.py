@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy
 import torch
@@ -69,7 +69,7 @@ def options(variant: Variant) -> tuple[str, ...]:
     return ("-std=c++17", *(f"-D{name}={value}" for name, value in defines.items()), *rectangular)
 
 
-def launch(variant: Variant, name: str, blocks: int, device: torch.device, *arguments) -> None:
+def launch(variant: Variant, name: str, blocks: int, device: torch.device, *arguments: Any) -> None:
     """Run a kernel of ``kernel.cu``.
 
     Args:
@@ -88,7 +88,7 @@ def launch(variant: Variant, name: str, blocks: int, device: torch.device, *argu
         kernel((blocks,), (variant.block,), tuple(_argument(value) for value in arguments))
 
 
-def _stream(cupy, device):
+def _stream(cupy: Any, device: torch.device) -> Any:
     """PyTorch's current stream of the device, as CuPy's."""
     stream = torch.cuda.current_stream(device)
     if hasattr(cupy.cuda.Stream, "from_external") and hasattr(stream, "__cuda_stream__"):
@@ -96,7 +96,7 @@ def _stream(cupy, device):
     return cupy.cuda.ExternalStream(stream.cuda_stream, device.index)  # CuPy before 14
 
 
-def _argument(value):
+def _argument(value: torch.Tensor | float | None) -> numpy.generic:
     if value is None:
         return numpy.uint64(0)
     if isinstance(value, torch.Tensor):
@@ -105,7 +105,7 @@ def _argument(value):
 
 
 @functools.cache
-def _kernel(variant: Variant, name: str, device_index: int):
+def _kernel(variant: Variant, name: str, device_index: int) -> Any:
     cupy = _cupy()
     try:
         module = cupy.RawModule(code=source(variant), options=options(variant), backend="nvrtc")
@@ -121,7 +121,7 @@ def _kernel(variant: Variant, name: str, device_index: int):
 
 
 @functools.cache
-def _cupy():
+def _cupy() -> Any:
     try:
         import cupy  # type: ignore[import-not-found,unused-ignore]
     except ImportError as error:

@@ -8,6 +8,7 @@ twin: that is for tests and for tracing, and a neuron with ``backend='cupy'`` ne
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -220,7 +221,8 @@ def _backward_cuda(
     variant = Variant.of(grad_spike.dtype, columns, surrogate)
     blocks = variant.blocks(columns)
     scratch = {"dtype": torch.float32, "device": grad_x.device}
-    terms = checkpoints = None
+    terms: Any = None
+    checkpoints: Any = None
     if decay_learns:
         terms = torch.empty(blocks if channels == 1 else columns, **scratch)
     if surrogate:

@@ -15,6 +15,7 @@ the README beside this file.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -177,9 +178,10 @@ def _backward(grad_spike, packed, alpha, grad_v_last, grad_v_seq, a, x, v, block
     like = grad_v_seq if grad_spike is None else grad_spike
     grad_x, grad_v = _empty(like.shape, like), _empty(grad_v_last.shape, grad_v_last)
     grads, first, last = _columns(grad_x), grad_v.view(-1), grad_v_last.reshape(-1)
-    by_spike = None if grad_spike is None else _columns(grad_spike)
-    by_v_seq = None if grad_v_seq is None else _columns(grad_v_seq)
-    decay, grad_a = _decay_columns(a, grad_v_last), None
+    by_spike: Any = None if grad_spike is None else _columns(grad_spike)
+    by_v_seq: Any = None if grad_v_seq is None else _columns(grad_v_seq)
+    decay = _decay_columns(a, grad_v_last)
+    grad_a: Any = None
     if x is not None:
         x, v, grad_a = _columns(x), v.reshape(-1), torch.zeros_like(decay)
     for index, part in enumerate(_blocks(grads, block)):
