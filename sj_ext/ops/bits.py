@@ -41,7 +41,7 @@ def pack_bits(mask: torch.Tensor) -> torch.Tensor:
     """
     if mask.dtype != torch.bool:
         raise TypeError(f"mask must be a torch.bool tensor, got {mask.dtype}")
-    flat = mask.detach().reshape(-1)
+    flat = mask.detach().reshape(-1).contiguous()  # a row of every second element stays a view
     rest = flat.numel() % 8
     if rest == 0:
         return _pack_whole_bytes(flat)
@@ -89,7 +89,7 @@ def keep_where_bits(packed: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
 
 
 def _pack_whole_bytes(flat: torch.Tensor) -> torch.Tensor:
-    if _eager(flat):
+    if _eager(flat) and flat.numel():
         if flat.storage_offset() % 8:
             flat = flat.clone()
         return (flat.view(torch.int64) * _GATHER).view(torch.uint8)[7::8].contiguous()

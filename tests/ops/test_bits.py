@@ -100,3 +100,68 @@ def test_wrong_input_is_named():
             unpack_bits(torch.zeros(wrong, dtype=torch.uint8), (3, 3))
     with pytest.raises(ValueError, match=r"packed must have shape \[2\]"):
         unpack_bits(torch.zeros(1, 2, dtype=torch.uint8), (16,))
+
+
+near_words = st.builds(
+    lambda words, by: max(0, words * 8 + by), st.integers(0, 40), st.integers(-1, 1)
+)
+
+
+@given(
+    numel=near_words,
+    offset=st.integers(0, 9),
+    step=st.integers(1, 3),
+    eager=st.booleans(),
+    seed=st.integers(0, 2**31 - 1),
+)
+def test_any_length_offset_and_stride(numel, offset, step, eager, seed):
+    """The word-wise form reads eight elements as one: addresses off its grid, and odd ends."""
+    generator = torch.Generator().manual_seed(seed)
+    mask = (torch.rand(offset + numel * step, generator=generator) < 0.5)[offset::step][:numel]
+    with pytest.MonkeyPatch.context() as patch:
+        if not eager:
+            patch.setattr(bits, "_eager", lambda tensor: False)
+        packed = pack_bits(mask)
+        assert numpy.array_equal(packed.numpy(), numpy.packbits(mask.numpy(), bitorder="little"))
+        assert torch.equal(unpack_bits(packed, (numel,)), mask)
+        shifted = torch.cat([packed.new_zeros(offset), packed])[offset:]
+        assert torch.equal(unpack_bits(shifted, (numel,)), mask)
+        values = torch.randn(numel, generator=generator)
+        assert torch.equal(keep_where_bits(packed, values), values.masked_fill(~mask, 0))
+
+
+@given(data=st.binary(max_size=40), spare=st.integers(0, 7))
+def test_any_bytes_are_some_mask(data, spare):
+    """Whatever was saved is read as a mask; bits beyond its end are not looked at."""
+    packed = torch.tensor(list(data), dtype=torch.uint8)
+    numel = max(0, 8 * len(data) - spare) if data else 0
+    mask = unpack_bits(packed, (numel,))
+    wanted = numpy.unpackbits(packed.numpy(), bitorder="little")[:numel].astype(bool)
+    assert numpy.array_equal(mask.numpy(), wanted)
+    again = pack_bits(mask)
+    assert torch.equal(unpack_bits(again, (numel,)), mask)
+
+
+@given(
+    numel=st.builds(lambda power, by: 2**power + by, st.integers(3, 40), st.integers(-8, 8)),
+    wrong=st.sampled_from([-1, 1]),
+)
+def test_sizes_beyond_32_bits_are_counted_right(numel, wrong):
+    """On meta tensors, of which nothing is allocated."""
+    size = (numel + 7) // 8
+    packed = torch.empty(size, dtype=torch.uint8, device="meta")
+    mask = unpack_bits(packed, (numel,))
+    assert mask.shape == (numel,)
+    assert pack_bits(mask).shape == (size,)
+    with pytest.raises(ValueError, match=f"{size}"):
+        unpack_bits(torch.empty(size + wrong, dtype=torch.uint8, device="meta"), (numel,))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_no_number_stays_none_outside_the_mask(bad):
+    """As a multiplication by 0 has it, and so as autograd of the window has it."""
+    values = torch.tensor([bad, 1.0, bad, 2.0])
+    mask = torch.tensor([False, False, True, True])
+    kept = keep_where_bits(pack_bits(mask), values)
+    torch.testing.assert_close(kept, values * mask, equal_nan=True)
+    assert kept[0].isnan()

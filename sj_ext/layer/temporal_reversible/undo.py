@@ -273,7 +273,11 @@ class _Undoing:
             grad, *others = torch.autograd.grad(self.call.fire(u), leaves, grad, allow_unused=True)
         for index, g in zip(indices, others, strict=True):
             self.grad_parameters.add(index, g)
-        return torch.zeros_like(u) if grad is None else grad
+        if grad is None:
+            return torch.zeros_like(u)
+        # What is not finite cannot be run backwards: the potentials before it are unknown, and a
+        # window that looks at them would call their gradient 0.
+        return torch.where(u.isfinite(), grad, torch.nan)
 
     def _surrogate_parameters(self) -> list[int]:
         function = self.call.surrogate_function

@@ -266,7 +266,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 512 / BLOCK) turn_on_backwar
                 if (grad_v_seq) read(grad_v_seq + t * n, n, own);
 #pragma unroll
                 for (int j = 0; j < COLUMNS; ++j) {
-                    if (inside[k] >> j & 1u) own[j] += alpha * gradient[k][j];
+                    // times 0 outside: a gradient that is no number stays none, as in naive.py
+                    own[j] += (inside[k] >> j & 1u ? alpha : 0.0f) * gradient[k][j];
                     g[j] = own[j] + carry[j];
                     carry[j] = a[j] * g[j];
                     terms[j] += input[k][j] * h[j];
