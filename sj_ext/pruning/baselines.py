@@ -20,6 +20,7 @@ from torch import nn
 from .minimax import MinimaxPruner
 from .pruner import Budget, Pruner, ranking
 from .schedule import Schedule, Stage
+from .selection import Cut
 
 __all__ = [
     "GlobalMagnitudePruner",
@@ -30,7 +31,7 @@ __all__ = [
 
 
 class _Magnitude(Pruner):
-    def _compress(self, final):
+    def _compress(self, final: bool) -> list[tuple[list[int], Cut]]:
         layers = list(range(len(self._modules)))
         count = self._smallest_cut(layers, self._levels())
         order = ranking(self.units, layers, count, count)
@@ -94,7 +95,7 @@ class LayerMagnitudePruner(Pruner):
     ):
         super().__init__(model, budget=budget, schedule=_once(budget, schedule), **options)
 
-    def _compress(self, final):
+    def _compress(self, final: bool) -> list[tuple[list[int], Cut]]:
         counts = self._uniform([0] * len(self._modules), self._levels())
         cuts = []
         for i, count in enumerate(counts):

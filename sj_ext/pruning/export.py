@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,7 +18,7 @@ __all__ = ["export_csr", "shrink"]
 
 
 @torch.no_grad()
-def export_csr(model: nn.Module) -> dict[str, dict]:
+def export_csr(model: nn.Module) -> dict[str, dict[str, Any]]:
     """The pruned layers' weights as sparse CSR matrices.
 
     Works on masked layers and, after :func:`make_permanent`, on every linear and convolutional
@@ -122,7 +123,7 @@ def _execution_order(model: nn.Module, x: torch.Tensor) -> list[tuple[str, nn.Mo
         leaf = is_prunable(module) or isinstance(module, host.base.MemoryModule)
         if leaf or not any(True for _ in module.children()):
 
-            def hook(module, inputs, out, name=name):
+            def hook(module: nn.Module, inputs: Any, out: Any, name: str = name) -> None:
                 if all(seen is not module for _, seen in order):
                     order.append((name, module))
 
@@ -135,7 +136,9 @@ def _execution_order(model: nn.Module, x: torch.Tensor) -> list[tuple[str, nn.Mo
 
 
 @torch.no_grad()
-def _cut_layer(name, module, kept_in, width_in) -> tuple[torch.Tensor, int]:
+def _cut_layer(
+    name: str, module: Any, kept_in: torch.Tensor | None, width_in: int
+) -> tuple[torch.Tensor, int]:
     transposed = isinstance(module, TRANSPOSED)
     rows = channels_first(module, module.weight.detach())
     if getattr(module, "groups", 1) != 1:
@@ -169,7 +172,7 @@ def _cut_layer(name, module, kept_in, width_in) -> tuple[torch.Tensor, int]:
 
 
 @torch.no_grad()
-def _cut_norm(name, module, kept) -> None:
+def _cut_norm(name: str, module: Any, kept: torch.Tensor) -> None:
     if module.num_features != len(kept):
         raise ValueError(f"normalisation {name!r} does not have the channels of the layer before")
     here = kept.to(module.weight.device if module.weight is not None else "cpu")
@@ -183,7 +186,7 @@ def _cut_norm(name, module, kept) -> None:
     module.num_features = int(kept.sum())
 
 
-def _refuse_channel_parameters(name, module) -> None:
+def _refuse_channel_parameters(name: str, module: nn.Module) -> None:
     for key, parameter in module.named_parameters(recurse=True):
         if parameter.numel() > 1:
             raise ValueError(

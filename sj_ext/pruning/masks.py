@@ -13,6 +13,7 @@ The state dict of a pruned layer has ``parametrizations.weight.original`` for ``
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,12 +29,12 @@ class _MaskGradient(torch.autograd.Function):
     """The weight as it is; its gradient only where the mask is set."""
 
     @staticmethod
-    def forward(ctx, weight, mask):
+    def forward(ctx: Any, weight: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(mask)
         return weight.view_as(weight)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
         (mask,) = ctx.saved_tensors
         if torch.compiler.is_compiling():
             return grad * mask, None
@@ -63,17 +64,17 @@ class WeightMask(nn.Module):
     def right_inverse(self, weight: torch.Tensor) -> torch.Tensor:
         return weight
 
-    def get_extra_state(self) -> dict:
+    def get_extra_state(self) -> dict[str, bool]:
         return {"closed": self.closed}
 
-    def set_extra_state(self, state: dict) -> None:
+    def set_extra_state(self, state: dict[str, bool]) -> None:
         self.closed = bool(state["closed"])
 
     def extra_repr(self) -> str:
         return f"{'closed' if self.closed else 'open'}"
 
 
-def mask_of(module: nn.Module) -> WeightMask | None:
+def mask_of(module: Any) -> WeightMask | None:
     """The mask of ``module.weight``, or None where it has none."""
     if not parametrize.is_parametrized(module, "weight"):
         return None
@@ -83,14 +84,22 @@ def mask_of(module: nn.Module) -> WeightMask | None:
     return None
 
 
-def parameter_of(module: nn.Module) -> nn.Parameter:
+def own_mask(module: Any) -> WeightMask:
+    """The mask of ``module.weight`` where there is one, as in every layer of a pruner."""
+    mask = mask_of(module)
+    if mask is None:
+        raise RuntimeError(f"{module} has lost the mask that the pruner gave it")
+    return mask
+
+
+def parameter_of(module: Any) -> nn.Parameter:
     """The parameter behind ``module.weight``."""
     if parametrize.is_parametrized(module, "weight"):
         return module.parametrizations.weight.original
     return module.weight
 
 
-def check_unpruned(name: str, module: nn.Module) -> None:
+def check_unpruned(name: str, module: Any) -> None:
     """Raise if somebody else computes or prunes the weight of ``module``.
 
     Raises:
@@ -121,7 +130,7 @@ def check_unpruned(name: str, module: nn.Module) -> None:
         )
 
 
-def attach(module: nn.Module, mask: WeightMask | None = None) -> WeightMask:
+def attach(module: Any, mask: WeightMask | None = None) -> WeightMask:
     """Give ``module.weight`` a mask (or share one); the parameter stays the same object."""
     mask = WeightMask(module.weight.detach()) if mask is None else mask
     parametrize.register_parametrization(module, "weight", mask)
@@ -138,7 +147,7 @@ def masked_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module, WeightMask
 @torch.no_grad()
 def close(module: nn.Module) -> None:
     """Close the mask of ``module``: its zeros are put back and stay."""
-    mask = mask_of(module)
+    mask = own_mask(module)
     hold_(parameter_of(module).detach(), mask.mask)
     mask.closed = True
 
@@ -170,7 +179,7 @@ def make_permanent(model: nn.Module) -> nn.Module:
     return model
 
 
-def _detach(module: nn.Module) -> None:
+def _detach(module: Any) -> None:
     """Make ``module.weight`` a plain parameter again.
 
     ``parametrize.remove_parametrizations`` deletes the property from the class, which a deep copy

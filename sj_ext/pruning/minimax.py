@@ -196,7 +196,7 @@ class MinimaxPruner(Pruner):
             moved.append(s)
         cut = self._counts(rankings, moved)
         if self._met(cut, levels):
-            moved = self._land(before, moved, levels)
+            moved = list(self._land(before, moved, levels))
         else:
             pace = 1.0 if final else self._stage_step / steps
             bounds = [
@@ -204,7 +204,7 @@ class MinimaxPruner(Pruner):
                 for start, level in zip(self._start["values"], levels, strict=True)
             ]
             if not self._met(cut, bounds):
-                moved = self._push(moved, cut, bounds, final)
+                moved = list(self._push(moved, cut, bounds, final))
         self._s = [float(s) for s in moved]
         after = [math.ceil(s) for s in self._s]
         for g, layers in enumerate(self._groups):
@@ -237,6 +237,7 @@ class MinimaxPruner(Pruner):
     def _move(self, g: int, layers: list[int], before: int, steps: int) -> tuple[Ranking, float]:
         """The gradient step on one s, by at most four times the mean step of the stage."""
         n, most = self._n[g], sum(self.units.most[i] for i in layers)
+        assert self._start is not None  # set when the stage began
         span = self._start["span"]
         pull = sum(z * slope for z, slope in zip(self._z, self._slopes(g, before), strict=True))
         rate, limit = self.rates.s * span / steps, 4 * span / steps
@@ -270,7 +271,9 @@ class MinimaxPruner(Pruner):
                 cut[i] = number
         return cut
 
-    def _land(self, before, moved, levels) -> list[float]:
+    def _land(
+        self, before: Sequence[int], moved: Sequence[float], levels: Sequence[float]
+    ) -> Sequence[float]:
         """The budgets would be met: cut exactly as much as they need."""
         if not self.layerwise:
             return [self._smallest_cut(self._groups[0], levels)]
@@ -290,7 +293,9 @@ class MinimaxPruner(Pruner):
             low, high = (low, middle) if self._met(at(middle), levels) else (middle, high)
         return self._trim(at(high), levels)
 
-    def _push(self, moved, cut, bounds, final: bool) -> list[float]:
+    def _push(
+        self, moved: Sequence[float], cut: Sequence[int], bounds: Sequence[float], final: bool
+    ) -> Sequence[float]:
         """The multipliers are too slow for the schedule: cut as much as the pace needs."""
         if self.layerwise:
             return self._uniform(moved, bounds)
@@ -346,10 +351,10 @@ class MinimaxPruner(Pruner):
 
     # ---- checkpoints --------------------------------------------------------------------------
 
-    def _identity(self):
+    def _identity(self) -> dict[str, Any]:
         return {**super()._identity(), "layerwise": self.layerwise, "rates": list(self.rates)}
 
-    def _method_state(self):
+    def _method_state(self) -> dict[str, Any]:
         return {
             "s": list(self._s),
             "y": list(self._y),

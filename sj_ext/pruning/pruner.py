@@ -17,7 +17,7 @@ from .report import History
 from .resources import LatencyTable, LayerInfo, Resource
 from .resources import resource as resource_by_name
 from .schedule import Schedule
-from .selection import Cut, Ranking, smallest_count
+from .selection import Cut, NotFinite, Ranking, smallest_count
 from .units import Channels, Weights, following_norms
 
 __all__ = ["Pruner"]
@@ -125,7 +125,7 @@ class Pruner:
         for module in self._modules:
             masks.attach(module)
         for module, owner in shared:
-            masks.attach(module, masks.mask_of(owner))
+            masks.attach(module, masks.own_mask(owner))
 
         #: optimizer steps that counted
         self.steps_done = 0
@@ -264,13 +264,13 @@ class Pruner:
         if not self._closed or (self._best is not None and value <= self._best["score"]):
             return False
         ours = {id(masks.parameter_of(module)) for module in self._modules}
-        ours |= {id(masks.mask_of(module).mask) for module in self._modules}
+        ours |= {id(masks.own_mask(module).mask) for module in self._modules}
         rest = {
             name: tensor.detach().clone()
             for name, tensor in (*self.model.named_parameters(), *self.model.named_buffers())
             if id(tensor) not in ours
         }
-        kept = [masks.parameter_of(m).detach()[masks.mask_of(m).mask] for m in self._modules]
+        kept = [masks.parameter_of(m).detach()[masks.own_mask(m).mask] for m in self._modules]
         self._best = {"score": value, "kept": kept, "rest": rest}
         return True
 
@@ -288,7 +288,7 @@ class Pruner:
         self._stage_step = 0
         self._best = None
 
-    def _close(self, cuts) -> None:
+    def _close(self, cuts: Sequence[tuple[list[int], Cut]]) -> None:
         for layers, cut in cuts:
             self.units.write_masks(layers, cut)
         for module in self._modules:
@@ -308,7 +308,7 @@ class Pruner:
             return
         self._closed = False
         for module in self._modules:
-            mask = masks.mask_of(module)
+            mask = masks.own_mask(module)
             mask.closed = False
             mask.mask.fill_(True)
         for res in self.resources:
@@ -316,9 +316,10 @@ class Pruner:
         self._begin_stage()
 
     def _restore_best(self) -> None:
+        assert self._best is not None
         for module, kept in zip(self._modules, self._best["kept"], strict=True):
             weight = masks.parameter_of(module).detach()
-            weight[masks.mask_of(module).mask] = kept.to(weight)
+            weight[masks.own_mask(module).mask] = kept.to(weight)
         named = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
         for name, tensor in self._best["rest"].items():
             if named[name].shape == tensor.shape:
@@ -430,7 +431,7 @@ class Pruner:
                 raise ValueError(self._not_finite([info.name]))
 
     def _explain(self, error: ValueError) -> None:
-        if hasattr(error, "tensors"):
+        if isinstance(error, NotFinite):
             names = [self._pruned_infos[i].name for i in error.tensors]
             error.args = (self._not_finite(names),)
 
@@ -446,7 +447,7 @@ class Pruner:
         for info, module, cut, weights in zip(
             self._pruned_infos, self._modules, self._cut, self.units.weights, strict=True
         ):
-            mask = masks.mask_of(module)
+            mask = masks.own_mask(module)
             zeros = mask.mask.numel() - int(mask.mask.count_nonzero())
             want = cut * weights if self._closed else 0
             if mask.closed != self._closed or zeros != want:
@@ -459,7 +460,7 @@ class Pruner:
 
     # ---- when a step counts -------------------------------------------------------------------
 
-    def _after_optimizer(self, optimizer, args, kwargs) -> None:
+    def _after_optimizer(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         # fused optimizers are called even if AMP found infinities, and skip the update themselves
         found = getattr(optimizer, "found_inf", None)
         if found is None or not bool(found):
@@ -588,7 +589,9 @@ def _difference(there: Any, here: Any) -> str:
     return f"{there!r} where this pruner has {here!r}"
 
 
-def _budgets(budget, resource, example_input, latency_table):
+def _budgets(
+    budget: Any, resource: Any, example_input: torch.Tensor | None, latency_table: Any
+) -> tuple[list[float], list[Resource]]:
     if isinstance(budget, Mapping):
         resource, budget = list(budget), list(budget.values())
     resources = [resource] if isinstance(resource, (str, Resource)) else list(resource)
@@ -612,7 +615,7 @@ def _budgets(budget, resource, example_input, latency_table):
     return [float(value) for value in budgets], made
 
 
-def _schedule(schedule, budget: float) -> Schedule:
+def _schedule(schedule: Schedule | int | None, budget: float) -> Schedule:
     if schedule is None:
         return Schedule.geometric(budget)
     if isinstance(schedule, int) and not isinstance(schedule, bool):
@@ -631,7 +634,6 @@ def ranking(units: Weights, layers: list[int], first: int, last: int) -> Ranking
     """The units of ``layers`` from rank ``first`` to ``last``."""
     try:
         return Ranking(units.magnitudes(layers), first, last)
-    except ValueError as error:
-        if hasattr(error, "tensors"):
-            error.tensors = [layers[i] for i in error.tensors]
+    except NotFinite as error:
+        error.tensors = [layers[i] for i in error.tensors]
         raise

@@ -5,7 +5,10 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["History"]
 
@@ -63,7 +66,7 @@ class History:
             writer.writeheader()
             writer.writerows(self.rows)
 
-    def plot(self):
+    def plot(self) -> Figure:
         """A figure: resources and density, multipliers, and kept shares per layer, over steps.
 
         Needs Matplotlib.

@@ -19,6 +19,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -165,14 +166,14 @@ class _Linear(Resource):
 class _Params(_Linear):
     name = "params"
 
-    def per_weight(self, layer):
+    def per_weight(self, layer: LayerInfo) -> float:
         return 1.0
 
-    def __call__(self, kept):
+    def __call__(self, kept: Sequence[int]) -> float:
         return sum(kept) / sum(layer.weights for layer in self.layers)
 
 
-def positions(module: nn.Module, x: torch.Tensor, out: torch.Tensor) -> int:
+def positions(module: Any, x: torch.Tensor, out: torch.Tensor) -> int:
     """How often one weight of ``module`` is used to make ``out`` from ``x``."""
     if isinstance(module, nn.Linear):
         return out.numel() // module.out_features
@@ -194,7 +195,9 @@ def layer_positions(model: nn.Module, example_input: torch.Tensor) -> dict[str, 
     handles = []
     for name, module in weight_layers(model).items():
 
-        def hook(module, inputs, out, name=name):
+        def hook(
+            module: nn.Module, inputs: tuple[Any, ...], out: torch.Tensor, name: str = name
+        ) -> None:
             found[name] = found.get(name, 0) + positions(module, inputs[0], out)
 
         handles.append(module.register_forward_hook(hook))
@@ -221,15 +224,16 @@ class _Flops(_Linear):
 
     def __init__(self, example_input: torch.Tensor):
         super().__init__()
-        self.example_input = example_input
+        self.example_input: torch.Tensor | None = example_input
         self.positions: dict[str, int] = {}
 
-    def bind(self, model, layers):
+    def bind(self, model: nn.Module, layers: Sequence[LayerInfo]) -> None:
         super().bind(model, layers)
-        self.positions = layer_positions(model, self.example_input)
-        self.example_input = None  # not kept alive
+        if self.example_input is not None:  # not kept alive
+            self.positions = layer_positions(model, self.example_input)
+            self.example_input = None
 
-    def per_weight(self, layer):
+    def per_weight(self, layer: LayerInfo) -> float:
         return float(self.positions[layer.name])
 
 
@@ -254,21 +258,26 @@ class _Synops(_Linear):
         self.momentum = momentum
         #: per layer: uses of a weight, share of inputs that are not zero, are all inputs 0 or 1
         self.measured: dict[str, tuple[int, float, bool]] = {}
-        self._seen: dict[str, list] = {}
+        self._seen: dict[str, list[Any]] = {}
         self._frozen = False
-        self._handles: list = []
+        self._handles: list[Any] = []
 
-    def bind(self, model, layers):
+    def bind(self, model: nn.Module, layers: Sequence[LayerInfo]) -> None:
         super().bind(model, layers)
         for layer in layers:
 
-            def hook(module, inputs, out, name=layer.name):
+            def hook(
+                module: nn.Module,
+                inputs: tuple[Any, ...],
+                out: torch.Tensor,
+                name: str = layer.name,
+            ) -> None:
                 if module.training and not self._frozen and not _in_backward():
                     self._watch(name, module, inputs[0].detach(), out)
 
             self._handles.append(layer.module.register_forward_hook(hook))
 
-    def _watch(self, name, module, x, out):
+    def _watch(self, name: str, module: nn.Module, x: torch.Tensor, out: torch.Tensor) -> None:
         binary = ((x == 0) | (x == 1)).all()
         # tensors stay on their device: no synchronisation within the forward pass
         seen = self._seen.setdefault(name, [0, 0, x.new_zeros(()), torch.ones_like(binary)])
@@ -277,7 +286,7 @@ class _Synops(_Linear):
         seen[2] = seen[2] + x.count_nonzero()
         seen[3] = seen[3] & binary
 
-    def update(self):
+    def update(self) -> None:
         for name, (uses, inputs, active, binary) in self._seen.items():
             rate, binary = float(active) / max(inputs, 1), bool(binary)
             if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -292,26 +301,26 @@ class _Synops(_Linear):
         self._seen.clear()
 
     @property
-    def ready(self):
+    def ready(self) -> bool:
         return all(layer.name in self.measured for layer in self.layers)
 
-    def freeze(self, frozen):
+    def freeze(self, frozen: bool) -> None:
         self._frozen = frozen
         self._seen.clear()
 
-    def close(self):
+    def close(self) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
 
-    def per_weight(self, layer):
+    def per_weight(self, layer: LayerInfo) -> float:
         uses, rate, _ = self.measured[layer.name]
         return uses * rate
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         return {"measured": {name: list(entry) for name, entry in self.measured.items()}}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.measured = {name: tuple(entry) for name, entry in state["measured"].items()}
         self._seen.clear()
 
@@ -319,7 +328,7 @@ class _Synops(_Linear):
 class _Energy(_Synops):
     name = "energy"
 
-    def per_weight(self, layer):
+    def per_weight(self, layer: LayerInfo) -> float:
         uses, rate, binary = self.measured[layer.name]
         return uses * (PJ_PER_ADDITION * rate if binary else PJ_PER_MAC)
 
@@ -414,9 +423,9 @@ def measure_latency(
         for density in points:
             kept = torch.rand_like(rows) < density
             sparse = (torch.ones_like(rows) * kept).to_sparse_csr()
-            times.append(_median_seconds(lambda s=sparse, x=x: s @ x, device, repeats))
+            times.append(_median_seconds(partial(torch.matmul, sparse, x), device, repeats))
         dense = rows.contiguous()
-        times.append(_median_seconds(lambda d=dense, x=x: d @ x, device, repeats))
+        times.append(_median_seconds(partial(torch.matmul, dense, x), device, repeats))
         table.seconds[name] = times
     return table
 
@@ -428,7 +437,7 @@ class _Latency(Resource):
         super().__init__()
         self.table = table
 
-    def bind(self, model, layers):
+    def bind(self, model: nn.Module, layers: Sequence[LayerInfo]) -> None:
         super().bind(model, layers)
         here = device_name(next(model.parameters()).device)
         if self.table.device != here:
@@ -448,7 +457,7 @@ class _Latency(Resource):
                 rising.append(best)
             self._times[name] = rising[::-1]
 
-    def cost(self, layer, share):
+    def cost(self, layer: LayerInfo, share: float) -> float:
         xs, ys = self.table.densities, self._times[layer.name]
         at = bisect_left(xs, share)
         if at == 0:  # in proportion from nothing to the first point

@@ -25,7 +25,7 @@ class Stage:
     compress_steps: int
     finetune_steps: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 < self.level <= 1:
             raise ValueError(f"level must be in (0, 1], got {self.level!r}")
         if self.compress_steps < 1:
@@ -47,7 +47,7 @@ class Schedule:
 
     stages: tuple[Stage, ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
         if not self.stages:
             raise ValueError("stages must hold at least one stage, got none")

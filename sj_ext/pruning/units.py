@@ -10,9 +10,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .layers import TRANSPOSED
-from .masks import mask_of, parameter_of
+from .masks import own_mask, parameter_of
 from .selection import (
     Cut,
+    NotFinite,
     cut_mask_,
     cut_mask_one_,
     flat,
@@ -58,12 +59,12 @@ class Weights:
             # in the weight's own memory layout, which a loaded or moved mask need not have
             mask = torch.empty_like(parameter_of(self.modules[i]), dtype=torch.bool)
             cut_mask_one_(flat(mask), tensors, number, cut)
-            mask_of(self.modules[i]).mask.copy_(mask)
+            own_mask(self.modules[i]).mask.copy_(mask)
 
     def hold(self) -> None:
         """Put the zeros of closed masks back, for example after a step with momentum."""
         for module in self.modules:
-            hold_(parameter_of(module).detach(), mask_of(module).mask)
+            hold_(parameter_of(module).detach(), own_mask(module).mask)
 
 
 def channels_first(module: nn.Module, weight: torch.Tensor) -> torch.Tensor:
@@ -98,19 +99,17 @@ class Channels(Weights):
     def _rows(self, i: int) -> torch.Tensor:
         return channels_first(self.modules[i], parameter_of(self.modules[i]).detach())
 
-    def magnitudes(self, layers):
+    def magnitudes(self, layers: Sequence[int]) -> list[torch.Tensor]:
         scores = []
         for i in layers:
             score = self._rows(i).flatten(1).double().square().mean(1).sqrt()
             if not score.isfinite().all():
-                error = ValueError("weights are NaN or infinite")
-                error.tensors = [list(layers).index(i)]
-                raise error
+                raise NotFinite([list(layers).index(i)])
             score[score.argmax()] = 1e150  # the strongest stays; its square is finite too
             scores.append(score)
         return scores
 
-    def _cuts(self, layers, cut: Cut) -> list[torch.Tensor]:
+    def _cuts(self, layers: Sequence[int], cut: Cut) -> list[torch.Tensor]:
         scores = self.magnitudes(layers)
         kept = [torch.empty_like(score, dtype=torch.bool) for score in scores]
         cut_mask_(kept, scores, cut)
@@ -124,24 +123,24 @@ class Channels(Weights):
             if vector is not None:
                 vector.detach().mul_(kept)
 
-    def zero(self, layers, cut):
+    def zero(self, layers: Sequence[int], cut: Cut) -> None:
         for i, kept in zip(layers, self._cuts(layers, cut), strict=True):
             self._silence(i, kept)
 
-    def shrink(self, layers, low, high, factors):
+    def shrink(self, layers: Sequence[int], low: Cut, high: Cut, factors: Sequence[float]) -> None:
         below, upto = self._cuts(layers, low), self._cuts(layers, high)
         for i, inner, outer, factor in zip(layers, below, upto, factors, strict=True):
             rows, between = self._rows(i), inner & ~outer
             rows[between] *= factor
 
-    def write_masks(self, layers, cut):
+    def write_masks(self, layers: Sequence[int], cut: Cut) -> None:
         for i, kept in zip(layers, self._cuts(layers, cut), strict=True):
-            mask = channels_first(self.modules[i], mask_of(self.modules[i]).mask)
+            mask = channels_first(self.modules[i], own_mask(self.modules[i]).mask)
             mask.copy_(kept.view(-1, *[1] * (mask.dim() - 1)).expand_as(mask))
 
-    def hold(self):
+    def hold(self) -> None:
         for i, module in enumerate(self.modules):
-            mask = channels_first(module, mask_of(module).mask)
+            mask = channels_first(module, own_mask(module).mask)
             self._silence(i, mask.flatten(1).any(1))
 
 

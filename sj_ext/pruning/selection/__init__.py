@@ -12,11 +12,12 @@ threads: each block's sum is formed alone and the blocks are added in order.
 """
 
 from .cut import Cut, cut_mask_, cut_mask_one_, flat, hold_, scale_between_, zero_below_
-from .ranking import Ranking
+from .ranking import NotFinite, Ranking
 from .smallest import smallest_count
 
 __all__ = [
     "Cut",
+    "NotFinite",
     "Ranking",
     "cut_mask_",
     "cut_mask_one_",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ def _numpy_views(tensors: Sequence[torch.Tensor], dtype: np.dtype) -> list[np.nd
     return [t.numpy() if t.device.type == "cpu" and t.dtype == kind else None for t in tensors]
 
 
-def over_blocks(tensors, dtype, scan_numpy, scan_torch) -> list:
+def over_blocks(tensors, dtype, scan_numpy, scan_torch) -> list[Any]:
     """One pass: a result per block, in order, over as many threads as torch uses."""
     jobs = _blocks(tensors)
     views = _numpy_views(tensors, dtype)

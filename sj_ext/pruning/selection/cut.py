@@ -18,7 +18,7 @@ class Cut(NamedTuple):
 
     magnitude: float
     tensor: int
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody calls
 
 
 def flat(tensor: torch.Tensor) -> torch.Tensor:
@@ -28,7 +28,8 @@ def flat(tensor: torch.Tensor) -> torch.Tensor:
         ValueError: the tensor has gaps or overlaps.
     """
     tensor = tensor.detach()
-    order = sorted(range(tensor.dim()), key=lambda d: (-tensor.stride(d), tensor.size(d) == 1))
+    strides, sizes = tensor.stride(), tensor.shape
+    order = sorted(range(tensor.dim()), key=lambda d: (-strides[d], sizes[d] == 1))
     try:
         return tensor.permute(order).view(-1)
     except RuntimeError as error:

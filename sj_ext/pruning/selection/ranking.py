@@ -19,6 +19,14 @@ SMALL = 1 << 15
 SAMPLE = 1 << 20
 
 
+class NotFinite(ValueError):
+    """Weights are NaN or infinite; ``tensors`` are the places of theirs."""
+
+    def __init__(self, tensors: Sequence[int]):
+        super().__init__("weights are NaN or infinite")
+        self.tensors = list(tensors)
+
+
 class Ranking:
     """The weights of ranks ``first`` to ``last`` (1 is the smallest) and sums over those below.
 
@@ -67,11 +75,9 @@ class Ranking:
             low = at(start) if start >= 0 else -1.0
             high = at(stop) if stop < n else np.inf
             self._scan(low, high)
-            if self.le < first or low < 0:
-                low_fits = True
-            else:  # too much at or below the lower end: is it a mass of equal weights?
-                self._ties()
-                low_fits = sum(self._below_counts) < first
+            low_fits = self.le < first or low < 0
+            if not low_fits:  # too much at or below the lower end: is it a mass of equal weights?
+                low_fits = sum(self._strictly_below()) < first
             high_fits = self.le + len(self.magnitude) >= last or high == np.inf
             if low_fits and high_fits:
                 return
@@ -117,15 +123,18 @@ class Ranking:
     def _check_finite(self) -> None:
         bad = [i for i, energy in enumerate(self.le_energy) if not math.isfinite(energy)]
         if bad:
-            error = ValueError("weights are NaN or infinite")
-            error.tensors = bad
-            raise error
+            raise NotFinite(bad)
 
-    def _ties(self) -> None:
+    def _strictly_below(self) -> list[int]:
+        """How many weights of each tensor are below the lower end; one more pass finds them."""
+        if self._below_counts is None:
+            self._below_counts = self._ties()
+        return self._below_counts
+
+    def _ties(self) -> list[int]:
         """Count what is strictly below the lower end; the rest of ``le`` equals it."""
         if self.low <= 0:  # no magnitude is below 0: no pass is needed
-            self._below_counts = [0] * len(self.tensors)
-            return
+            return [0] * len(self.tensors)
         low = self.dtype.type(self.low)
 
         def count_numpy(block, scratch):
@@ -139,9 +148,10 @@ class Ranking:
             return int((block.to(kind).abs() < float(low)).sum())
 
         self.passes += 1
-        self._below_counts = [0] * len(self.tensors)
+        counts = [0] * len(self.tensors)
         for (i, _, _), count in over_blocks(self.tensors, self.dtype, count_numpy, count_torch):
-            self._below_counts[i] += count
+            counts[i] += count
+        return counts
 
     # ---- answers -----------------------------------------------------------------------------
 
@@ -177,13 +187,12 @@ class Ranking:
 
     def _tied(self, count: int) -> list[int]:
         """How many weights equal to the lower end are cut, per tensor (for ``count < le``)."""
-        if self._below_counts is None:
-            self._ties()
-        left = count - sum(self._below_counts)
+        below_counts = self._strictly_below()
+        left = count - sum(below_counts)
         if left < 0:
             raise ValueError(f"rank must be in {self.first}..{self.last}, got {count}")
         cut = []
-        for le, below in zip(self.le_counts, self._below_counts, strict=True):
+        for le, below in zip(self.le_counts, below_counts, strict=True):
             cut.append(min(left, le - below))
             left -= cut[-1]
         return cut
@@ -194,16 +203,16 @@ class Ranking:
             return [0] * len(self.tensors)
         if count < self.le:
             tied = self._tied(count)
-            return [below + t for below, t in zip(self._below_counts, tied, strict=True)]
+            return [below + t for below, t in zip(self._strictly_below(), tied, strict=True)]
         if count == self.le:
             return list(self.le_counts)
         magnitude, equals = self._split(count)
         counts = []
         for le, start, stop in zip(self.le_counts, self.starts, self.starts[1:], strict=False):
             part = self.magnitude[start:stop]
-            tied = min(equals, int(np.count_nonzero(part == magnitude)))
-            counts.append(le + int(np.count_nonzero(part < magnitude)) + tied)
-            equals -= tied
+            equal = min(equals, int(np.count_nonzero(part == magnitude)))
+            counts.append(le + int(np.count_nonzero(part < magnitude)) + equal)
+            equals -= equal
         return counts
 
     def energy(self, count: int) -> float:
@@ -212,7 +221,7 @@ class Ranking:
             return 0.0
         if count < self.le:
             tied = sum(self._tied(count))
-            equal = self.le - sum(self._below_counts)
+            equal = self.le - sum(self._strictly_below())
             return math.fsum(self.le_energy) - (equal - tied) * self.low**2
         inside = self.ordered[: count - self.le].astype(np.float64)
         return math.fsum(self.le_energy) + float(np.einsum("i,i->", inside, inside))
@@ -223,8 +232,9 @@ class Ranking:
             return [0.0] * len(self.tensors)
         if count < self.le:
             tied = self._tied(count)
-            counts = zip(self.le_energy, self.le_counts, self._below_counts, tied, strict=True)
-            return [energy - (le - below - t) * self.low**2 for energy, le, below, t in counts]
+            below = self._strictly_below()
+            counts = zip(self.le_energy, self.le_counts, below, tied, strict=True)
+            return [energy - (le - less - t) * self.low**2 for energy, le, less, t in counts]
         if count == self.le:
             return list(self.le_energy)
         magnitude, equals = self._split(count)
@@ -232,12 +242,12 @@ class Ranking:
         spans = zip(self.le_energy, self.starts, self.starts[1:], strict=False)
         for energy, start, stop in spans:
             part = self.magnitude[start:stop]
-            tied = min(equals, int(np.count_nonzero(part == magnitude)))
+            equal = min(equals, int(np.count_nonzero(part == magnitude)))
             inside = part[part < magnitude].astype(np.float64)
             energies.append(
-                energy + float(np.einsum("i,i->", inside, inside)) + tied * float(magnitude) ** 2
+                energy + float(np.einsum("i,i->", inside, inside)) + equal * float(magnitude) ** 2
             )
-            equals -= tied
+            equals -= equal
         return energies
 
     def cut(self, count: int) -> Cut:
@@ -270,9 +280,9 @@ class Ranking:
 
 
 class _Block(NamedTuple):
-    count: int
+    count: int  # type: ignore[assignment]  # hides methods of tuples that nobody calls
     energy: float
-    index: np.ndarray
+    index: np.ndarray  # type: ignore[assignment]
     magnitude: np.ndarray
 
 
