@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -34,11 +35,13 @@ class Size:
     blocks: int
     num_steps: int
     recipe: Recipe
+    #: epochs for which IF neurons are trained once more, to see what the order of losses depends on
+    longer: int = 0
 
 
 SIZES = {
     "short": Size(1, 320, 150, 8, (4, 8), 1, 3, Recipe(3, 1e-2, 32)),
-    "medium": Size(3, 2000, 2000, 16, (8, 16, 32), 1, 4, Recipe(5, 5e-3, 50)),
+    "medium": Size(3, 2000, 2000, 16, (8, 16, 32), 1, 4, Recipe(5, 5e-3, 50), longer=15),
     "full": Size(
         3, None, None, 32, (64, 128, 256, 512), 2, 4, Recipe(200, 2e-3, 128, augment=True)
     ),
@@ -46,13 +49,17 @@ SIZES = {
 
 
 def cells(size: str) -> list[dict]:
-    return [
+    chosen = SIZES[size]
+    made = [
         {"neuron": name, "imp": imp, "loss": loss, "seed": seed}
-        for seed in range(SIZES[size].seeds)
+        for seed in range(chosen.seeds)
         for name in NEURONS
         for loss in LOSSES
         for imp in (False, True)
     ]
+    if chosen.longer:
+        made += [cell | {"epochs": chosen.longer} for cell in made if cell["neuron"] == "IF"]
+    return made
 
 
 def measure(cell: dict, context: Context) -> dict:
@@ -64,13 +71,14 @@ def measure(cell: dict, context: Context) -> dict:
     )
     if cell["imp"]:
         sj_ext.swap_neurons(net, IMP, imp_shape="neuron")
-    fit(net, train, LOSSES[cell["loss"]], size.recipe, seed=cell["seed"], device=context.device)
+    recipe = dataclasses.replace(size.recipe, epochs=cell.get("epochs", size.recipe.epochs))
+    fit(net, train, LOSSES[cell["loss"]], recipe, seed=cell["seed"], device=context.device)
     # what the network answers when it is stopped after a step, as its loss defines the answer
     return {"accuracy": accuracy(net, test, cumulative=cell["loss"] != "LTS")}
 
 
 def table(rows: list[dict]) -> str:
-    steps = len(rows[0]["figures"]["accuracy"])
+    steps = _steps(rows)
     seeds = len({row["cell"]["seed"] for row in rows})
     lines = []
     for key in dict.fromkeys(_key(row) for row in rows):
@@ -89,9 +97,14 @@ def table(rows: list[dict]) -> str:
     )
 
 
+def _steps(rows: list[dict]) -> int:
+    return len(rows[0]["figures"]["accuracy"])
+
+
 def _key(row: dict) -> tuple[str, str]:
     cell = row["cell"]
-    return cell["loss"], ("IMP-" if cell["imp"] else "") + cell["neuron"]
+    longer = f", {cell['epochs']} epochs" if "epochs" in cell else ""
+    return cell["loss"], ("IMP-" if cell["imp"] else "") + cell["neuron"] + longer
 
 
 def _differences(rows: list[dict]) -> list[list]:
@@ -129,7 +142,7 @@ def plot(rows: list[dict]):
                     marker="o",
                     label=", ".join(key[::-1]),
                 )
-        axes.set(xlabel="stopped after step", title=name)
+        axes.set(xlabel="stopped after step", title=name, xticks=range(1, 1 + _steps(rows)))
         axes.legend(fontsize="x-small")
     panels[0].set_ylabel("test accuracy, %")
     return figure
