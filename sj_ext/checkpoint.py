@@ -7,7 +7,7 @@ import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -66,28 +66,43 @@ def load_checkpoint(
         RuntimeError: the file is cut short or damaged, is no checkpoint, or holds objects that
             could run code.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # compares the checksums, which PyTorch does not
-        if damaged is not None:
-            raise zipfile.BadZipFile(f"{damaged} does not have its checksum")
-    except (zipfile.BadZipFile, EOFError, ValueError) as error:
+    with open(path, "rb") as file:  # a file that is not there or may not be read says so itself
+        damage = _damage(file)
+        if damage is None:
+            file.seek(0)
+            try:
+                state = torch.load(file, map_location=map_location, weights_only=True)
+            except pickle.UnpicklingError as error:
+                raise RuntimeError(
+                    f"{path} holds more than tensors, numbers, strings and collections of them, "
+                    "and reading such objects could run code; it is not loaded"
+                ) from error
+            except RuntimeError as error:  # of the reader, or of a device that is not there
+                if "PytorchStreamReader" not in str(error):
+                    raise
+                damage = error
+    if damage is not None:
         raise RuntimeError(
-            f"{path} is cut short or damaged, or no checkpoint of PyTorch ({error}); restore it "
+            f"{path} is cut short or damaged, or no checkpoint of PyTorch ({damage}); restore it "
             "from a copy, or remove it to start anew"
-        ) from error
-    try:
-        state = torch.load(path, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise RuntimeError(
-            f"{path} holds more than tensors, numbers, strings and collections of them, and "
-            "reading such objects could run code; it is not loaded"
-        ) from error
+        ) from damage
     if not isinstance(state, dict):
         raise RuntimeError(
             f"{path} holds a {type(state).__name__}, not the dictionary that save_checkpoint wrote"
         )
     return state
+
+
+def _damage(file: BinaryIO) -> Exception | None:
+    """What is wrong with an archive: its checksums are compared, which PyTorch does not do."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+            if damaged is not None:
+                raise zipfile.BadZipFile(f"{damaged} does not have its checksum")
+    except Exception as error:  # what a wrong byte leads to is anything
+        return error
+    return None
 
 
 def _sync_folder(folder: Path) -> None:
