@@ -47,7 +47,10 @@ def measure(cell: dict, context) -> dict:
         return {"sides": turn_on.gpu_cell(cell["exponent"], cell["T"], cell["learnable_decay"])}
     repeats = 5 if context.size == "short" else 15
     times = turn_on.cpu_cell(cell["shape"], cell["learnable_decay"], repeats)
-    return {"median_ms": {name: 1e3 * value for name, value in turn_on.medians(times).items()}}
+    return {
+        "median_ms": {name: 1e3 * value for name, value in turn_on.medians(times).items()},
+        "gpu": torch.cuda.is_available(),
+    }
 
 
 def table(rows: list[dict]) -> str:
@@ -60,9 +63,11 @@ def table(rows: list[dict]) -> str:
         learned = "learned" if cell["learnable_decay"] else "fixed"
         shape = " x ".join(map(str, cell["shape"]))
         lines.append([shape, learned, base, *(f"{own[name] / base:.2f}" for name in SIDES)])
+    gpu = any(row["figures"]["gpu"] for row in rows)
     text = (
-        "No GPU could be had, so the CuPy kernel was not timed. On a CPU, forward and backward "
-        "of the multi-step node, and the time of its peers over it; medians of interleaved runs."
+        f"{'Not run on the GPU' if gpu else 'No GPU could be had'}, so the CuPy kernel was not timed. "
+        "On a CPU, forward and backward of the multi-step node, and the time of its peers over it; "
+        "medians of interleaved runs."
     )
     header = ["input [T, N, C, H, W]", "decay", "multi-step (ms)", *SIDES]
     return f"{text}\n\n{markdown(header, lines)}"
