@@ -111,8 +111,9 @@ def roll_out(
     Returns:
         The potentials of the top level ``[T, N, *]`` and those of every level after the last step.
     """
+    training = observer is not None or torch.is_grad_enabled()
     observer = observer or Observer()
-    draws = Draws(inputs[0].device)
+    draws = Draws(inputs[0].device, alone=training)
     top = call.num_levels - 1
     u: list[Any] = list(states)
     spikes: list[Any] = [None] * call.num_levels

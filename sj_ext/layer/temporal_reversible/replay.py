@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -17,6 +18,9 @@ __all__ = ["AutocastState", "Draws", "RandomState", "Shadows", "Start", "foreign
 
 #: what the random numbers of a run start from: the generators' states, a seed, or None
 Start = list[torch.Tensor] | int | None
+
+# All threads draw from the same generators. While one watches or moves them, no other cell may.
+_GENERATORS = threading.RLock()
 
 
 class AutocastState:
@@ -73,12 +77,19 @@ class RandomState:
             with self._module.device(self._device):
                 self._module.manual_seed(seed)
 
-    def start_from(self, start: Sequence[torch.Tensor] | int) -> None:
-        """Go to what :meth:`Draws.run` gave for a run."""
-        if isinstance(start, int):
-            self.seed(start)
-        else:
-            self.set(start)
+    @contextlib.contextmanager
+    def started_from(self, start: Sequence[torch.Tensor] | int) -> Iterator[None]:
+        """The generators where a run of :class:`Draws` had them; afterwards where they are now."""
+        with _GENERATORS:
+            now = self.get()
+            try:
+                if isinstance(start, int):
+                    self.seed(start)
+                else:
+                    self.set(start)
+                yield
+            finally:
+                self.set(now)
 
 
 class Draws:
@@ -89,26 +100,27 @@ class Draws:
     call, every run of that level starts from a seed of its own, which comes from the CPU's
     generator, and the generators go on afterwards as if the level had not drawn. Levels that draw
     nothing change nothing.
+
+    Args:
+        device: where the levels run.
+        alone: whether cells in other threads wait while a level runs, as they must where it will be
+            run again. What draws elsewhere in another thread at that time counts as the level's.
     """
 
-    def __init__(self, device: torch.device):
+    def __init__(self, device: torch.device, alone: bool):
         self._random = RandomState(device)
-        self._now = self._random.get()
+        self._alone = alone
         self._drawing: set[int] = set()
 
     def run(self, level: int, function: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Start]:
         """The function's result, and what the generators started from: states, a seed, or None."""
-        if level in self._drawing:
-            seed = int(torch.randint(2**62, ()))
-            self._now = self._random.get()
-            self._random.seed(seed)
-            try:
-                return function(), seed
-            finally:
-                self._random.set(self._now)
-        before, result = self._now, function()
-        self._now = self._random.get()
-        if all(torch.equal(a, b) for a, b in zip(before, self._now, strict=True)):
+        with _GENERATORS if self._alone else contextlib.nullcontext():
+            if level in self._drawing:
+                seed = int(torch.randint(2**62, ()))
+                with self._random.started_from(seed):
+                    return function(), seed
+            before, result, after = self._random.get(), function(), self._random.get()
+        if all(torch.equal(a, b) for a, b in zip(before, after, strict=True)):
             return result, None
         self._drawing.add(level)
         return result, before

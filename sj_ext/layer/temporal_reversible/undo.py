@@ -15,6 +15,7 @@ level l + 1 at t and level l - 1 at t + 1, is complete when level l is reached.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -146,19 +147,14 @@ class _Undoing:
         everything = [module for column in call.modules for module in column]
         if isinstance(call.surrogate_function, torch.nn.Module):
             everything.append(call.surrogate_function)
-        random_now = self.recorder.random.get() if self.recorder.starts else None
         shadows = Shadows(everything, self.parameters)
         self.grad_top, self.grad_final = grad_top, grad_final
-        try:
-            with shadows.in_place() as self.shadows, self.autocast.again():
-                for span in reversed(range(len(call.spans))):
-                    for level in reversed(range(call.num_levels)):
-                        if self.needs.of(span, level):
-                            self._undo(span, level)
-                grad_states = [self._before_the_call(level) for level in range(call.num_levels)]
-        finally:
-            if random_now is not None:
-                self.recorder.random.set(random_now)
+        with shadows.in_place() as self.shadows, self.autocast.again():
+            for span in reversed(range(len(call.spans))):
+                for level in reversed(range(call.num_levels)):
+                    if self.needs.of(span, level):
+                        self._undo(span, level)
+            grad_states = [self._before_the_call(level) for level in range(call.num_levels)]
         self._check_replay()
         if self.states[0] is None:
             grad_states = []
@@ -315,11 +311,12 @@ class _Undoing:
         """F_level over a span again, with its graph."""
         key, span = (number, level), self.call.spans[number]
         start = self.recorder.starts.get(key)
+        random: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         if start is not None:
             states = start if isinstance(start, int) else [self.kept[i] for i in start]
-            self.recorder.random.start_from(states)
+            random = self.recorder.random.started_from(states)
         module = self.call.modules[span[0]][level]
-        with torch.enable_grad(), self.shadows.memories_kept(module):
+        with torch.enable_grad(), self.shadows.memories_kept(module), random:
             f = run_level(self.call, span, level, below, above)
         if f.shape != self.recorder.shapes[key]:
             self._other_output(number, level, f"shape {list(f.shape)}")
