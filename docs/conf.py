@@ -23,6 +23,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx-mathjax-offline",
+    "survey_table",
 ]
 source_suffix = {".md": "myst-nb"}
 # tables that other pages include
