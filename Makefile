@@ -10,9 +10,9 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 SPHINX := $(PY) -W ignore -m sphinx -q -W --keep-going
 BUILD := docs/_build
 TRANSLATED := docs/index.md docs/install.md docs/start.md $(wildcard docs/tutorials/*.md)
-PYTEST := $(PY) -W ignore::DeprecationWarning -m pytest -q -rs -n $(JOBS) --dist loadfile
+PYTEST := $(PY) -W ignore::DeprecationWarning -m pytest -q -rs -n $(JOBS) --dist loadfile $(COVERAGE)
 
-.PHONY: demo test test-2 test-14 lint docs catalogues examples clean
+.PHONY: demo test test-2 test-14 coverage mutants lint docs catalogues examples clean
 
 demo: $(VENV)/installed
 	$(PY) -W ignore examples/demo.py
@@ -25,9 +25,20 @@ test-2: $(VENV)/installed
 test-14: $(VENV)/installed
 	PYTHONPATH=$(HOST14) $(PYTEST) tests
 
+# The tests of both generations together must reach nearly every line and branch.
+coverage: $(VENV)/installed
+	rm -f .coverage
+	$(MAKE) test COVERAGE="--cov --cov-append --cov-report="
+	$(PY) tests/coverage_floor.py
+
+# A random sample of small changes to the arithmetic core, which the tests must notice.
+mutants: $(VENV)/installed
+	$(PY) -W ignore tests/mutants.py
+
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check sj_ext tests examples docs
 	$(VENV)/bin/ruff format --check sj_ext tests examples docs
+	$(VENV)/bin/mypy
 
 # English with the tutorials executed, then Chinese with their stored output; then the catalogues'
 # templates, what of the translation is out of date, and the links of both.
