@@ -64,10 +64,10 @@ def table(rows: list[dict]) -> str:
         shape = " x ".join(map(str, cell["shape"]))
         lines.append([shape, learned, base, *(f"{own[name] / base:.2f}" for name in SIDES)])
     gpu = any(row["figures"]["gpu"] for row in rows)
+    why = "Not run on the GPU" if gpu else "No GPU could be had"
     text = (
-        f"{'Not run on the GPU' if gpu else 'No GPU could be had'}, so the CuPy kernel was not timed. "
-        "On a CPU, forward and backward of the multi-step node, and the time of its peers over it; "
-        "medians of interleaved runs."
+        f"{why}, so the CuPy kernel was not timed. On a CPU, forward and backward "
+        "of the multi-step node, and the time of its peers over it; medians of interleaved runs."
     )
     header = ["input [T, N, C, H, W]", "decay", "multi-step (ms)", *SIDES]
     return f"{text}\n\n{markdown(header, lines)}"
