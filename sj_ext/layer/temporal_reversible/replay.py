@@ -138,11 +138,18 @@ class Shadows:
     Args:
         modules: the level modules; one may stand there many times.
         parameters: their parameters, each once.
+        values: what the parameters were when the levels ran. Where saved tensors are kept
+            elsewhere meanwhile (offloaded, say) these are other tensors.
     """
 
-    def __init__(self, modules: Sequence[nn.Module], parameters: Sequence[torch.Tensor]):
+    def __init__(
+        self,
+        modules: Sequence[nn.Module],
+        parameters: Sequence[torch.Tensor],
+        values: Sequence[torch.Tensor],
+    ):
         self._modules = list(dict.fromkeys(modules))
-        self._parameters = list(parameters)
+        self._parameters, self._values = list(parameters), list(values)
         self._of: dict[int, nn.Parameter] = {}
         self._used: dict[nn.Module, list[int]] = {}
         self._holders: dict[nn.Module, list[host.base.MemoryModule]] = {}
@@ -151,7 +158,10 @@ class Shadows:
     def in_place(self) -> Iterator[Shadows]:
         """Put the stand-ins into the modules, and the originals back at the end."""
         place = {id(p): i for i, p in enumerate(self._parameters)}
-        self.leaves = [nn.Parameter(p.detach(), p.requires_grad) for p in self._parameters]
+        self.leaves = [
+            nn.Parameter(value.detach(), p.requires_grad)
+            for p, value in zip(self._parameters, self._values, strict=True)
+        ]
         put_back = []
         buffers: dict[int, torch.Tensor] = {}
         seen: set[nn.Module] = set()

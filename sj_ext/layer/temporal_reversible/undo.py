@@ -86,6 +86,7 @@ class _Undo(torch.autograd.Function):
         ctx.call, ctx.options, ctx.sizes, ctx.needs = call, options, sizes, needs
         ctx.save_for_backward(*flat, *recorder.tensors)
         ctx.recorder = recorder
+        ctx.parameters = parameters  # saved tensors need not come back as the same objects
         recorder.let_go()
         return u_top, *final
 
@@ -124,6 +125,8 @@ class _Undoing:
         self.options: Options = ctx.options
         self.autocast: AutocastState = ctx.autocast
         self.inputs, carried, self.decays, self.parameters = groups
+        #: the parameters that the modules have, whose values ``parameters`` are
+        self.owned: list[torch.Tensor] = ctx.parameters
         levels = self.call.num_levels
         self.states: list[torch.Tensor | None] = [*carried] or [None] * levels
         self.kept = kept
@@ -147,7 +150,7 @@ class _Undoing:
         everything = [module for column in call.modules for module in column]
         if isinstance(call.surrogate_function, torch.nn.Module):
             everything.append(call.surrogate_function)
-        shadows = Shadows(everything, self.parameters)
+        shadows = Shadows(everything, self.owned, self.parameters)
         self.grad_top, self.grad_final = grad_top, grad_final
         with shadows.in_place() as self.shadows, self.autocast.again():
             for span in reversed(range(len(call.spans))):
