@@ -19,6 +19,7 @@ import copy
 import functools
 import inspect
 import math
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -356,7 +357,6 @@ _NAMED = {
 }
 
 
-@functools.cache
 def with_learnable_imp(node_class: type) -> type:
     """The class of ``node_class`` with a learnable initial potential.
 
@@ -390,6 +390,15 @@ def with_learnable_imp(node_class: type) -> type:
         return node_class
     if node_class in _NAMED:
         return _NAMED[node_class]
+    with _MAKING:  # two threads that ask at once get one class
+        return _made_class(node_class)
+
+
+_MAKING = threading.Lock()
+
+
+@functools.cache
+def _made_class(node_class: type) -> type:
     bases: tuple[type, ...] = (LearnableInitialPotential, node_class)
     return type(
         f"IMP{node_class.__name__}",

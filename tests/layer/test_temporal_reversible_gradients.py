@@ -214,8 +214,8 @@ def test_channels_last_comes_back_as_it_was(seed):
 def test_a_decay_below_the_least_acts_with_the_least_and_learns(seed):
     cell = TemporalReversible(linear_levels(), [0.5] * 3, min_decay=0.1)
     at_least = TemporalReversible(linear_levels(), [0.5, -0.1, 0.1], min_decay=0.1)
-    at_least.load_state_dict(cell.state_dict() | {"decays.1": torch.tensor(-0.1),
-                                                  "decays.2": torch.tensor(0.1)})  # fmt: skip
+    at_least.load_state_dict(cell.state_dict() | {"decays.1": torch.tensor([-0.1]),
+                                                  "decays.2": torch.tensor([0.1])})  # fmt: skip
     with torch.no_grad():
         cell.decays[1].fill_(-0.03)
         cell.decays[2].fill_(0.0)

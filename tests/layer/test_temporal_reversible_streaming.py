@@ -136,7 +136,7 @@ def test_decays_as_one_tensor():
     assert [a.item() for a in cell.decays] == pytest.approx([0.5, 0.6, 0.7])
     table = torch.rand(3, 3) + 0.1
     cell = TemporalReversible(linear_levels(), table)
-    assert torch.equal(torch.stack([torch.stack(list(row)) for row in cell.decays]), table)
+    assert torch.equal(torch.stack([torch.cat(list(row)) for row in cell.decays]), table)
 
 
 @pytest.mark.parametrize("decays", [[0.5] * 3, [[0.5] * 3, [0.4] * 3]])

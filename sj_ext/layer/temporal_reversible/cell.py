@@ -67,8 +67,8 @@ class TemporalReversible(host.base.MemoryModule):
             column per step, T sequences of L modules. ``below`` is ``x[t]`` for level 0 and the
             spikes of the level beneath otherwise.
         decays: L numbers or tensors, or T sequences of L; each broadcasts to its level's state.
-            They become the parameters in ``decays`` (``decays[l]`` or ``decays[t][l]``); a
-            ``Parameter`` is used as it is.
+            They become the parameters in ``decays`` (``decays[l]`` or ``decays[t][l]``), a number
+            as a vector of one, since FSDP2 shards no scalars; a ``Parameter`` is used as it is.
         v_threshold: the threshold :math:`v_{th}`. A potential at the threshold fires.
         surrogate_function: a surrogate of the host or of ``sj_ext``, in spiking mode.
         memory: ``'reversible'`` or ``'autograd'``.
@@ -227,7 +227,8 @@ class TemporalReversible(host.base.MemoryModule):
             raise TypeError(f"decays must be numbers or tensors, got {value!r}")
         decay: nn.Parameter = value
         if not isinstance(value, nn.Parameter):
-            decay = nn.Parameter(torch.as_tensor(value).detach().to(copy=True))
+            # a number becomes a vector of one: FSDP2 shards no scalars
+            decay = nn.Parameter(torch.atleast_1d(torch.as_tensor(value)).detach().to(copy=True))
             if not decay.is_floating_point():
                 decay = nn.Parameter(decay.to(torch.get_default_dtype()))
         magnitude = decay.detach().abs()

@@ -1,0 +1,143 @@
+"""What the modules of the package share between their users: constants, locks and safe caches."""
+
+import enum
+import importlib
+import inspect
+import pkgutil
+import threading
+import types
+import typing
+
+import torch
+
+import sj_ext
+from sj_ext import host
+from sj_ext.neuron import with_learnable_imp
+
+#: everything in the package that could change, and why it may be there
+ALLOWED = {
+    "sj_ext.analysis.energy._CONVOLUTIONS": "a table that is only read",
+    "sj_ext.neuron.imp._OWN_KEYWORDS": "a table that is only read",
+    "sj_ext.neuron.imp._NAMED": "a table that is only read",
+    "sj_ext.neuron.imp._MAKING": "a lock",
+    "sj_ext.neuron.imp._made_class": "a cache of classes, filled under the lock",
+    "sj_ext.ops.bits._BYTE_TO_MASKS": "a table that is only read",
+    "sj_ext.ops.turn_on.launch._kernel": "a cache: compiling twice gives the same kernel",
+    "sj_ext.ops.turn_on.launch._cupy": "a cache of an imported module",
+    "sj_ext.layer.temporal_reversible.replay._GENERATORS": "a lock",
+    "sj_ext.registration.NAMES": "a table that is only read",
+    "sj_ext.registration.SUBMODULES": "a table that is only read",
+    "sj_ext.registration._registered": "what register() did, once, under the lock of the import",
+}
+#: what Python and the host put into classes
+HOOKS_OF_PYTHON = {"_field_defaults", "_abc_impl"}
+CONSTANT = (
+    type,
+    types.ModuleType,
+    types.FunctionType,
+    types.BuiltinFunctionType,
+    types.GenericAlias,
+    types.UnionType,
+    typing.TypeVar,
+    enum.Enum,
+    str,
+    bytes,
+    int,
+    float,
+    complex,
+    frozenset,
+    torch.dtype,
+    torch.device,
+    type(None),
+)
+
+
+def packages_modules():
+    yield sj_ext
+    for info in pkgutil.walk_packages(sj_ext.__path__, "sj_ext."):
+        yield importlib.import_module(info.name)
+
+
+def may_change(value):
+    if hasattr(value, "cache_clear"):
+        return True
+    if isinstance(value, tuple):
+        return any(may_change(item) for item in value)
+    origin = typing.get_origin(value)
+    return origin is None and not isinstance(value, CONSTANT) and value is not typing.Any
+
+
+def found():
+    """Names of all that could change in modules and in the bodies of classes."""
+    for module in packages_modules():
+        for name, value in vars(module).items():
+            if name.startswith("__") or type(value).__module__ == "__future__":
+                continue
+            own = getattr(value, "__module__", module.__name__) or ""
+            if own.startswith("sj_ext") and own != module.__name__ and hasattr(value, "__name__"):
+                continue  # imported from the module where it is looked at
+            if may_change(value):
+                yield f"{module.__name__}.{name}"
+            if isinstance(value, type) and value.__module__ == module.__name__:
+                for key, item in vars(value).items():
+                    plain = not (key.startswith("__") or hasattr(type(item), "__get__"))
+                    if plain and key not in HOOKS_OF_PYTHON and may_change(item):
+                        yield f"{module.__name__}.{name}.{key}"
+
+
+def test_nothing_that_can_change_is_shared_but_what_is_listed():
+    assert set(found()) == set(ALLOWED)
+
+
+def test_default_arguments_hold_nothing_that_can_change_but_surrogates():
+    """The host's habit: nodes made without a surrogate share the default one."""
+    shared = set()
+    for module in packages_modules():
+        for value in vars(module).values():
+            callables = [value] if isinstance(value, types.FunctionType) else []
+            if isinstance(value, type) and value.__module__.startswith("sj_ext"):
+                callables += [f for f in vars(value).values() if isinstance(f, types.FunctionType)]
+            for function in callables:
+                if not function.__module__.startswith("sj_ext"):
+                    continue
+                for parameter in inspect.signature(function).parameters.values():
+                    default = parameter.default
+                    made_anew = default is parameter.empty or repr(default) == "<factory>"
+                    if not made_anew and may_change(default):
+                        shared.add(parameter.name)
+    assert shared == {"surrogate_function"}
+
+
+def test_threads_that_make_a_class_at_once_get_the_same_one():
+    for _ in range(20):
+
+        class Own(host.neuron.IFNode):
+            pass
+
+        made, start = [], threading.Barrier(4)
+
+        def make(node_class=Own, made=made, start=start):
+            start.wait()
+            made.append(with_learnable_imp(node_class))
+
+        threads = [threading.Thread(target=make) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(set(made)) == 1 and len(made) == 4
+
+
+def test_tables_that_are_only_read_stay_as_they_were():
+    from sj_ext.neuron import imp
+    from sj_ext.ops import bits
+
+    before = bits._BYTE_TO_MASKS.clone(), dict(imp._NAMED), dict(imp._OWN_KEYWORDS)
+    mask = torch.rand(1000) < 0.5
+    unpacked = bits.unpack_bits(bits.pack_bits(mask), (1000,))
+    unpacked.logical_not_()  # the caller's own
+    bits.keep_where_bits(bits.pack_bits(mask), torch.randn(1000)).zero_()
+    node = sj_ext.neuron.IMPLIFNode.from_node(host.neuron.LIFNode(), imp_shape="layer")
+    node.imp_init = None
+    assert torch.equal(bits._BYTE_TO_MASKS, before[0])
+    assert before[1:] == (imp._NAMED, imp._OWN_KEYWORDS)
