@@ -19,10 +19,12 @@ copyright = "The sj_ext authors"
 version = release = sj_ext.__version__
 
 extensions = [
+    "complete",
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx-mathjax-offline",
+    "chinese_search",
     "survey_table",
 ]
 source_suffix = {".md": "myst-nb"}

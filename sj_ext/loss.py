@@ -18,7 +18,15 @@ __all__ = ["LTSLoss", "SDTLoss", "TETLoss", "TETSLoss"]
 
 
 class SDTLoss(nn.Module):
-    """Cross-entropy of the mean output: :func:`~sj_ext.functional.sdt_cross_entropy`."""
+    """Cross-entropy of the mean output: :func:`~sj_ext.functional.sdt_cross_entropy`.
+
+    Shapes:
+        ``y_seq`` ``[T, N, C]``, ``target`` ``[N]`` or ``[N, C]``; the loss is a scalar, what
+        :meth:`predict` returns is ``[N, C]``.
+
+    Raises:
+        TypeError, ValueError: when called, as the function.
+    """
 
     def forward(self, y_seq: Tensor, target: Tensor) -> Tensor:
         """Return the loss of logits ``[T, N, C]``; ``target`` is ``[N]`` or ``[N, C]``."""
@@ -35,6 +43,10 @@ class TETLoss(nn.Module):
     Args:
         means: What the mean-square term pulls every logit to.
         lamb: Weight of the mean-square term, 0 to 1.
+
+    Shapes:
+        ``y_seq`` ``[T, N, C]``, ``target`` ``[N]`` or ``[N, C]``; the loss is a scalar, what
+        :meth:`predict` returns is ``[N, C]``.
 
     Raises:
         TypeError, ValueError: ``means`` is not a finite number, or ``lamb`` is outside [0, 1].
@@ -64,6 +76,10 @@ class TETSLoss(nn.Module):
     Args:
         label_smoothing: From 0 to 1.
 
+    Shapes:
+        ``y_seq`` ``[T, N, C]``, ``target`` ``[N]`` or ``[N, C]``; the loss is a scalar, what
+        :meth:`predict` returns is ``[N, C]``.
+
     Raises:
         TypeError, ValueError: ``label_smoothing`` is not a number in [0, 1].
     """
@@ -86,7 +102,15 @@ class TETSLoss(nn.Module):
 
 
 class LTSLoss(nn.Module):
-    """Cross-entropy of the last step's output: :func:`~sj_ext.functional.lts_cross_entropy`."""
+    """Cross-entropy of the last step's output: :func:`~sj_ext.functional.lts_cross_entropy`.
+
+    Shapes:
+        ``y_seq`` ``[T, N, C]``, ``target`` ``[N]`` or ``[N, C]``; the loss is a scalar, what
+        :meth:`predict` returns is ``[N, C]``.
+
+    Raises:
+        TypeError, ValueError: when called, as the function.
+    """
 
     def forward(self, y_seq: Tensor, target: Tensor) -> Tensor:
         """Return the loss of logits ``[T, N, C]``; ``target`` is ``[N]`` or ``[N, C]``."""

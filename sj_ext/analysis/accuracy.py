@@ -85,7 +85,7 @@ def plot_per_step_accuracy(
     """Draw accuracy (in percent) over the time steps.
 
     Args:
-        accuracies: One result of :func:`per_step_accuracy`, or several by name.
+        accuracies: One result of :func:`per_step_accuracy`, ``[T]``, or several by name.
         ax: Where to draw; by default the axes of a new figure (``ax.figure``).
 
     Raises:

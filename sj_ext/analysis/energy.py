@@ -28,6 +28,7 @@ _CONVOLUTIONS: dict[type[nn.Module], Callable[..., torch.Tensor]] = {
 class LayerOperations(NamedTuple):
     """What one layer did."""
 
+    #: the layer's name in the network
     name: str
     #: mean of the input's elements that are not 0: the firing rate, where the input is binary
     rate: float
@@ -43,6 +44,7 @@ class LayerOperations(NamedTuple):
 class SynapticOperations:
     """What a network did with an input, layer by layer; totals over the whole input."""
 
+    #: one entry per layer and call, in the order in which they ran
     layers: tuple[LayerOperations, ...]
 
     @property
@@ -83,7 +85,8 @@ def synaptic_operations(model: nn.Module, x: torch.Tensor) -> SynapticOperations
     Args:
         model: any network of PyTorch and SpikingJelly layers, in evaluation mode. For T-RevSNN,
             give the re-parameterised network: composed, all its layers after the stem add only.
-        x: the network's input. Divide the result by its batch size for the cost of one sample.
+        x: one batch as the network takes it. Divide the result by its size for the cost of one
+            sample.
 
     Raises:
         RuntimeError: ``model`` is in training mode, or no layer that counts has run.

@@ -41,6 +41,10 @@ def multi_level_firing_step(
     Returns:
         The number of spikes, ``[N, *]``, and the potentials after the step, ``[K, N, *]``.
 
+    Raises:
+        RuntimeError: from PyTorch, where the shapes of ``x``, ``v`` and ``thresholds`` do not go
+            together. Values are checked where a node is made, not at every step.
+
     Source: Feng et al., "Multi-Level Firing with Spiking DS-ResNet", IJCAI 2022.
     """
     rest = 0.0 if v_reset is None else v_reset

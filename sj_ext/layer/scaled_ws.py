@@ -139,10 +139,12 @@ class ScaledWSConv2d(host.layer.Conv2d):
         w' = g \frac{w - \mathrm{mean}(w)}{\sqrt{\mathrm{fan}\, \mathrm{var}(w) + \epsilon}}
 
     with mean and variance over each output channel and g the gain. What a call keeps in memory
-    stands at the top of this module. Gradients of first order only. The arguments before
-    ``gain_init`` are those of SpikingJelly's ``layer.Conv2d``.
+    stands at the top of this module. Gradients of first order only.
 
     Args:
+        in_channels, out_channels, kernel_size, stride, padding: as PyTorch's ``nn.Conv2d``.
+        dilation, groups, bias, padding_mode: as PyTorch's ``nn.Conv2d``.
+        step_mode: ``'s'`` or ``'m'``.
         gain_init: first value of the gain, one per output channel.
         eps: added to fan-in times variance.
 

@@ -74,6 +74,7 @@ def reparameterize(model: TRevSNN, *, compose: bool = False) -> TRevSNN:
 class MapInput(NamedTuple):
     """What a linear map of the network reads."""
 
+    #: the map's name in the network
     name: str
     #: whether all its elements are 0 or 1
     binary: bool
@@ -91,7 +92,7 @@ def map_inputs(model: TRevSNN, x: torch.Tensor) -> list[MapInput]:
 
     Args:
         model: a T-RevSNN, re-parameterised or not, in evaluation mode.
-        x: an input of the network.
+        x: one batch as the network takes it, ``[N, 3, H, W]`` or ``[T, N, 2, H, W]``.
 
     Returns:
         One entry per map, in the order in which they run. The re-parameterised network is right if

@@ -187,7 +187,16 @@ def trevsnn_tiny(
     norm: str = "ws",
     memory: str = "reversible",
 ) -> TRevSNN:
-    """T-RevSNN tiny: levels of 64, 128, 256 and 384 channels. Arguments as in :class:`TRevSNN`."""
+    """T-RevSNN tiny: levels of 64, 128, 256 and 384 channels.
+
+    The arguments of :class:`TRevSNN`.
+
+    Shapes:
+        ``[N, 3, H, W]`` to ``[T, N, classes]`` in training and ``[N, classes]`` in evaluation.
+
+    Raises:
+        ValueError: as :class:`TRevSNN`.
+    """
     return TRevSNN(
         (64, 128, 256, 384),
         num_classes,
@@ -208,7 +217,16 @@ def trevsnn_small(
     norm: str = "ws",
     memory: str = "reversible",
 ) -> TRevSNN:
-    """T-RevSNN small: levels of 96, 192, 384 and 512 channels. Arguments as in :class:`TRevSNN`."""
+    """T-RevSNN small: levels of 96, 192, 384 and 512 channels.
+
+    The arguments of :class:`TRevSNN`.
+
+    Shapes:
+        ``[N, 3, H, W]`` to ``[T, N, classes]`` in training and ``[N, classes]`` in evaluation.
+
+    Raises:
+        ValueError: as :class:`TRevSNN`.
+    """
     return TRevSNN(
         (96, 192, 384, 512),
         num_classes,
@@ -231,7 +249,13 @@ def trevsnn_dvs(
 ) -> TRevSNN:
     """T-RevSNN for event frames: levels of 32, 64, 128 and 256 channels.
 
-    Arguments as in :class:`TRevSNN`; the input is ``[T, N, 2, H, W]``.
+    The arguments of :class:`TRevSNN`.
+
+    Shapes:
+        ``[T, N, 2, H, W]`` to ``[1, N, classes]`` in training and ``[N, classes]`` in evaluation.
+
+    Raises:
+        ValueError: as :class:`TRevSNN`.
     """
     return TRevSNN(
         (32, 64, 128, 256),

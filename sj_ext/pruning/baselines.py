@@ -64,6 +64,9 @@ class GlobalMagnitudePruner(_Magnitude):
     Args:
         model, budget, options: as :class:`~sj_ext.pruning.Pruner`.
         schedule: a number of steps (the cut is in the first), or a Schedule.
+
+    Raises:
+        TypeError, ValueError: as :class:`~sj_ext.pruning.Pruner`.
     """
 
     def __init__(
@@ -83,6 +86,9 @@ class LayerMagnitudePruner(Pruner):
     Args:
         model, budget, options: as :class:`~sj_ext.pruning.Pruner`.
         schedule: a number of steps (the cut is in the first), or a Schedule.
+
+    Raises:
+        TypeError, ValueError: as :class:`~sj_ext.pruning.Pruner`.
     """
 
     def __init__(
@@ -114,6 +120,9 @@ class IterativeMagnitudePruner(_Magnitude):
 
     Args:
         model, options: as :class:`~sj_ext.pruning.Pruner`.
+
+    Raises:
+        TypeError, ValueError: as :class:`~sj_ext.pruning.Pruner`.
     """
 
 
@@ -126,6 +135,10 @@ def compress_then_finetune(
         model, budget, options: as :class:`~sj_ext.pruning.MinimaxPruner`.
         compress_steps: steps of compression.
         finetune_steps: steps with fixed masks.
+
+    Raises:
+        TypeError, ValueError: as :class:`~sj_ext.pruning.MinimaxPruner`; or ``compress_steps`` is
+            below 1, or ``finetune_steps`` negative.
     """
     schedule = Schedule.one_go(budget, compress_steps, finetune_steps)
     return MinimaxPruner(model, budget=budget, schedule=schedule, **options)

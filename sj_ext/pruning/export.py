@@ -24,6 +24,9 @@ def export_csr(model: nn.Module) -> dict[str, dict[str, Any]]:
     Works on masked layers and, after :func:`make_permanent`, on every linear and convolutional
     layer that has zeros.
 
+    Args:
+        model: a model with masked layers, or with zeros in its weights.
+
     Returns:
         Per layer a mapping: ``weight``, a CSR tensor ``[out, in * kernel]``; ``shape``, that of the
         dense weight; ``bias``, a tensor or None. Of a transposed convolution the matrix is

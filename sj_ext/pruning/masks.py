@@ -205,6 +205,9 @@ def density(model: nn.Module) -> float:
     Weights behind a closed mask are kept where the mask is set; all others where they are not zero.
     A weight that several layers share counts once. Biases and normalisation do not count.
 
+    Args:
+        model: any model, with or without masks.
+
     Raises:
         ValueError: the model has no linear or convolutional layer.
     """

@@ -74,6 +74,9 @@ class Resource:
         name: how the resource is called in reports.
         cost: ``cost(layer: LayerInfo, share: float) -> float``, never falling as the kept share
             grows; None where a subclass overrides :meth:`cost`.
+
+    Raises:
+        NotImplementedError: :meth:`cost` is called and is defined in neither way.
     """
 
     name = "resource"
@@ -187,6 +190,13 @@ def layer_positions(model: nn.Module, example_input: torch.Tensor) -> dict[str, 
 
     The network runs once in evaluation mode without gradients and is reset before and after;
     normalisation statistics and the training flags stay as they were.
+
+    Args:
+        model: the network.
+        example_input: one batch as the network takes it.
+
+    Returns:
+        A number per layer name: the positions at which the layer's weights are used.
 
     Raises:
         ValueError: a linear or convolutional layer does not run.
@@ -334,7 +344,14 @@ class _Energy(_Synops):
 
 
 def device_name(device: torch.device | str = "cpu") -> str:
-    """The name under which latency tables know this machine's device."""
+    """The name under which latency tables know a device of this machine.
+
+    Args:
+        device: as PyTorch names it.
+
+    Raises:
+        RuntimeError: PyTorch does not know such a device, or CUDA is not there.
+    """
     device = torch.device(device)
     if device.type == "cuda":
         return f"cuda: {torch.cuda.get_device_name(device)}"
@@ -407,6 +424,9 @@ def measure_latency(
         example_input: one batch as the network takes it.
         densities: rising, within (0, 1).
         repeats: runs per time; the median counts.
+
+    Raises:
+        ValueError: a density is not within (0, 1), or a layer does not run.
     """
     points = sorted(densities)
     if not points or points[0] <= 0 or points[-1] >= 1:
@@ -472,26 +492,53 @@ def params() -> Resource:
 
 
 def flops(example_input: torch.Tensor) -> Resource:
-    """Sum over layers of MACs times kept share; ``example_input`` is one batch."""
+    """Sum over layers of MACs times kept share.
+
+    Args:
+        example_input: one batch as the network takes it.
+
+    Raises:
+        ValueError: from the pruner, where ``example_input`` does not reach a layer.
+    """
     return _Flops(example_input)
 
 
 def synops(momentum: float = 0.9) -> Resource:
     """As :func:`flops`, each layer weighted by the firing rate of its input.
 
-    Rates are measured in the user's own training forwards (averaged over steps with ``momentum``,
-    and over the ranks of a distributed run), and are held while masks are fixed.
+    Rates are measured in the user's own training forwards, averaged over the ranks of a distributed
+    run, and are held while masks are fixed.
+
+    Args:
+        momentum: of the average over steps, in [0, 1).
+
+    Raises:
+        ValueError: ``momentum`` is outside [0, 1).
     """
     return _Synops(momentum)
 
 
 def latency(table: LatencyTable) -> Resource:
-    """Per-layer times from :func:`measure_latency`, interpolated between densities."""
+    """Per-layer times, interpolated between densities.
+
+    Args:
+        table: what :func:`measure_latency` returned on this device.
+
+    Raises:
+        ValueError: from the pruner, where the table is of another device or lacks a layer.
+    """
     return _Latency(table)
 
 
 def energy(momentum: float = 0.9) -> Resource:
-    """Synaptic operations at 0.9 pJ; layers whose input is not 0 or 1 cost 4.6 pJ per MAC."""
+    """Synaptic operations at 0.9 pJ; layers whose input is not 0 or 1 cost 4.6 pJ per MAC.
+
+    Args:
+        momentum: as for :func:`synops`.
+
+    Raises:
+        ValueError: ``momentum`` is outside [0, 1).
+    """
     return _Energy(momentum)
 
 
@@ -502,6 +549,11 @@ def resource(
     latency_table: LatencyTable | None = None,
 ) -> Resource:
     """A resource by name: ``'params'``, ``'flops'``, ``'synops'``, ``'latency'``, ``'energy'``.
+
+    Args:
+        which: the name, or a :class:`Resource`, which comes back as it is.
+        example_input: one batch as the network takes it, for ``'flops'``.
+        latency_table: for ``'latency'``, from :func:`measure_latency`.
 
     Raises:
         TypeError: neither a name nor a :class:`Resource`.

@@ -19,6 +19,9 @@ class Stage:
         compress_steps: optimizer steps in which to get there. What is left over when the level is
             reached earlier is spent on fine-tuning.
         finetune_steps: optimizer steps of fine-tuning.
+
+    Raises:
+        ValueError: a number outside its range.
     """
 
     level: float
@@ -43,6 +46,9 @@ class Schedule:
 
     Attributes:
         stages: at least one, with falling levels.
+
+    Raises:
+        ValueError: there is no stage, or the levels do not fall.
     """
 
     stages: tuple[Stage, ...]
