@@ -376,6 +376,15 @@ def with_learnable_imp(node_class: type) -> type:
             learn. A neuron whose ``v`` does not start as one number is refused when an object is
             made, since only then it shows.
     """
+    with _MAKING:  # two threads that ask at once get one class
+        return _learnable(node_class)
+
+
+_MAKING = threading.Lock()
+
+
+@functools.cache
+def _learnable(node_class: type) -> type:
     if not (isinstance(node_class, type) and issubclass(node_class, host.base.MemoryModule)):
         raise TypeError(
             f"node_class must be a neuron class with memories (a subclass of "
@@ -390,15 +399,6 @@ def with_learnable_imp(node_class: type) -> type:
         return node_class
     if node_class in _NAMED:
         return _NAMED[node_class]
-    with _MAKING:  # two threads that ask at once get one class
-        return _made_class(node_class)
-
-
-_MAKING = threading.Lock()
-
-
-@functools.cache
-def _made_class(node_class: type) -> type:
     bases: tuple[type, ...] = (LearnableInitialPotential, node_class)
     return type(
         f"IMP{node_class.__name__}",
