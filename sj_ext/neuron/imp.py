@@ -380,7 +380,7 @@ def with_learnable_imp(node_class: type) -> type:
         return _learnable(node_class)
 
 
-_MAKING = threading.Lock()
+_MAKING = threading.RLock()
 
 
 @functools.cache
