@@ -125,6 +125,23 @@ def test_every_step_draws_masks_of_its_own(seed):
         assert torch.equal(found, wanted)
 
 
+def test_masks_of_many_steps_are_distinct(seed):
+    """The seeds of the steps come from a range in which two hardly ever meet."""
+    masks = []
+
+    class Mask(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, below, above):
+            masks.append(tuple(torch.rand(3).tolist()))
+            return below * self.scale
+
+    TemporalReversible([Mask()], [0.5])(torch.randn(300, 1, 2))
+    assert len(set(masks)) == 300
+
+
 def test_levels_that_draw_nothing_leave_the_generator_alone():
     cell = conv_cell()
     cell.eval()
