@@ -19,11 +19,14 @@ demo: $(VENV)/installed
 
 test: test-2 test-14
 
+# the tests, and the Python of the pages and docstrings
+TESTS := tests README.md README.zh-CN.md docs sj_ext
+
 test-2: $(VENV)/installed
-	$(PYTEST) tests
+	$(PYTEST) $(TESTS)
 
 test-14: $(VENV)/installed
-	PYTHONPATH=$(HOST14) $(PYTEST) tests
+	PYTHONPATH=$(HOST14) $(PYTEST) $(TESTS)
 
 # The tests of both generations together must reach nearly every line and branch.
 coverage: $(VENV)/installed

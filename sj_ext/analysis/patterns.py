@@ -109,7 +109,7 @@ def pattern_mapping(
     Example::
 
         >>> int(pattern_mapping(0.0, 1.0).sum()), int(pattern_mapping(0.0, [0.5, 1.0]).sum())
-        (16, 27)
+        (16, 31)
     """
     _check_steps(num_steps, MAX_MAPPING_STEPS)
     node, dtype, device = _fresh(node, v_init)
