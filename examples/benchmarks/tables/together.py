@@ -26,7 +26,7 @@ from sj_ext.analysis import activation_memory
 from sj_ext.functional import lts_cross_entropy, sdt_cross_entropy
 from sj_ext.layer import TemporalReversible
 from sj_ext.neuron import IMPLIFNode, TurnOffNode
-from sj_ext.pruning import MinimaxPruner
+from sj_ext.pruning import MinimaxPruner, Schedule, Stage
 
 TITLE = "Everything together: accuracy, memory and energy beside the plain network"
 
@@ -61,7 +61,7 @@ class Size:
 
 
 SIZES = {
-    "short": Size(1, 320, 150, 8, (4, 8, 8), 2, Recipe(3, 1e-2, 32)),
+    "short": Size(1, 320, 150, 8, (2, 24, 24), 2, Recipe(3, 1e-2, 32)),
     "medium": Size(3, 2000, 2000, 16, (16, 32, 64, 64), 4, Recipe(8, 4e-3, 50)),
     "full": Size(3, None, None, 32, (128, 256, 512, 512), 4, Recipe(200, 2e-3, 128, augment=True)),
 }
@@ -142,12 +142,14 @@ def measure(cell: dict, context: Context) -> dict:
     loss = lts_cross_entropy if variant.imp else sdt_cross_entropy
 
     def pruner(net, optimizer, steps):
+        # a third of the time at full size, which is a stage that cuts nothing
+        dense = Stage(1.0, 1, steps // 3 - 1)
+        stages = Schedule.geometric(variant.budget, steps - steps // 3).stages
         return MinimaxPruner(
             net,
             budget=variant.budget,
             resource="synops",
-            # the network learns at its full size first, for half of the time
-            schedule=steps // 2,
+            schedule=Schedule((dense, *stages)),
             optimizer=optimizer,
         )
 
@@ -160,6 +162,8 @@ def measure(cell: dict, context: Context) -> dict:
         device=context.device,
         make_pruner=pruner if variant.budget < 1 else None,
     )
+    if made and not (made.finished and made.resource <= variant.budget):
+        raise RuntimeError(f"{cell}: the budget is not met, the operations are at {made.resource}")
     counted = operations(net, test.x[:200].to(context.device))
     held, peak = _memory_per_image(net, train.x.to(context.device), loss)
     return {
