@@ -160,6 +160,20 @@ def test_sums_that_16_bits_cannot_hold_stay_numbers_in_a_turn_on_neuron(dtype):
     assert torch.autograd.grad(spikes.sum(), x_seq)[0].isfinite().all()
 
 
+def test_the_decays_gradient_does_not_need_potentials_that_overflowed():
+    """Plain autograd in float32 has 0 times infinity here; float64 can hold them all."""
+    x_seq = torch.randn(300, 4, 5) * 0.3
+    node = TurnOnNode(1.5, step_mode="m")
+    found = torch.autograd.grad(node(x_seq).sum(), node.decay)[0]
+    assert node.v.isinf().any()
+    decay = torch.tensor([1.5], dtype=torch.float64, requires_grad=True)
+    start = torch.zeros(4, 5, dtype=torch.float64)
+    spikes, _ = naive.turn_on(x_seq.double(), start, decay, 0.5, Rect())
+    wanted = torch.autograd.grad(spikes.sum(), decay)[0]
+    assert wanted != 0
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("step_mode", ["s", "m"])
 def test_denormals_are_not_flushed(step_mode):
     least = 2.0**-149

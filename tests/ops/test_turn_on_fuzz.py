@@ -8,7 +8,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from sj_ext.ops.turn_on import naive, op
@@ -110,6 +110,9 @@ near_limits = st.one_of(
 
 @settings(max_examples=200)
 @given(columns=near_limits, dtype=st.sampled_from(DTYPES))
+@example(columns=2**31 - 1, dtype=torch.float32)
+@example(columns=2**31, dtype=torch.float16)
+@example(columns=2**19, dtype=torch.bfloat16)
 def test_a_grid_covers_every_neuron_once_and_fits_the_card(columns, dtype):
     if columns >= 2**31:
         with pytest.raises(ValueError, match=f"fewer than 2\\*\\*31 elements.*{columns}"):
