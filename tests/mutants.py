@@ -38,7 +38,10 @@ GROUPS: dict[str, tuple[list[str], list[str]]] = {
     ),
     "selection": (
         ["sj_ext/pruning/selection.py", "sj_ext/pruning/selection/*.py"],
-        ["tests/pruning/test_selection.py", "tests/pruning/test_minimax_step.py"],
+        [
+            f"tests/pruning/test_{name}.py"
+            for name in ("selection", "selection_mass", "selection_fuzz", "minimax_step")
+        ],
     ),
     "losses": (
         ["sj_ext/functional/loss.py", "sj_ext/loss.py"],
