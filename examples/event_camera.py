@@ -107,7 +107,7 @@ def event_frames(
     Args:
         images: ``[N, 1 or 3, H, W]`` in [0, 1].
         num_frames: T; ``num_frames * moves_per_frame`` is a multiple of the three saccades.
-        amplitude: length of a saccade in pixels.
+        amplitude: pixels that one unit of the path stands for, see :data:`TRIANGLE`.
         moves_per_frame: moves of the image within a frame.
         threshold: contrast at which a pixel sends an event.
         mismatch: standard deviation of the pixels' thresholds, as a share of ``threshold``; the

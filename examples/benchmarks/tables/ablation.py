@@ -87,17 +87,20 @@ def measure(cell: dict, context: Context) -> dict:
 
 
 def table(rows: list[dict]) -> str:
+    """Accuracies; the last step has a classifier of another kind than those before it."""
     lines = []
     for key in dict.fromkeys(_key(row) for row in rows):
         each = [row["figures"] for row in rows if _key(row) == key]
-        first = percent([figures["accuracy"][0] for figures in each])
-        last = percent([figures["accuracy"][-1] for figures in each])
-        lines.append([*key, f"{each[0]['parameters']:,}", first, last])
-    seeds = len({row["cell"]["seed"] for row in rows})
+        steps = list(zip(*(figures["accuracy"] for figures in each), strict=True))
+        before = [percent(list(step)) for step in steps[:-1]]
+        columns = (before[0], before[-1]) if before else ("", "")
+        parameters = f"{each[0]['parameters']:,}"
+        lines.append([*key, len(each), parameters, *columns, percent(list(steps[-1]))])
+    header = ["T", "scale", "seeds", "parameters", "after step 1", "after step T - 1"]
     return "\n\n".join(
         [
-            f"Test accuracy in percent, mean ± standard error of {seeds} seeds:",
-            markdown(["T", "scale", "parameters", "after step 1", "after the last step"], lines),
+            "Test accuracy in percent, mean ± standard error over seeds:",
+            markdown([*header, "after step T"], lines),
         ]
     )
 
