@@ -36,6 +36,7 @@ TITLE = "Complexity, measured"
 IMAGES = False
 
 BATCH, CHANNELS, SIDE = 2, 16, 16
+COLUMNS = "TemporalReversible, columns"
 
 #: what the papers give, as T-RevSNN's paper lists it: training memory, training time, inference
 PAPER = {
@@ -45,7 +46,7 @@ PAPER = {
     "SLTT": ("O(L)", "O(L T)", "O(T)"),
     "reversible blocks": ("O(T)", "O(L T)", "O(T)"),
     "TemporalReversible": ("O(L)", "O(L T)", "O(T)"),
-    "TemporalReversible, columns": ("O(L)", "O(L T), columns 1/T wide", "O(1)"),
+    COLUMNS: ("O(L)", "O(L T), columns 1/T wide", "O(1)"),
 }
 
 
@@ -160,7 +161,7 @@ def cells(size: str) -> list[dict]:
     training = [{"way": way, "L": depth, "T": t} for way in WAYS for depth, t in grid]
     # T columns that have the weights of one network of CHANNELS channels together
     columns = (1, 4) if size == "short" else (1, 4, 16)
-    inference = [{"way": "TemporalReversible, columns", "L": depths[-1], "T": t} for t in columns]
+    inference = [{"way": COLUMNS, "L": depths[-1], "T": t} for t in columns]
     return training + inference
 
 
@@ -225,6 +226,11 @@ def growth(rows: list[dict], axis: str, key: str) -> float:
     return math.log(y1 / y0) / math.log(x1 / x0)
 
 
+def _ways(rows: list[dict]) -> list[str]:
+    """Those of one network, as recorded: a record may come from another host than is installed."""
+    return [way for way in dict.fromkeys(row["cell"]["way"] for row in rows) if way != COLUMNS]
+
+
 def _plain(value: float) -> str:
     """Two digits, and no minus before a zero."""
     return f"{0.0 if abs(value) < 5e-3 else value:.2f}"
@@ -233,7 +239,7 @@ def _plain(value: float) -> str:
 def table(rows: list[dict]) -> str:
     unit = 2 * BATCH * CHANNELS**2 * 9 * SIDE**2  # one convolution of one step
     lines = []
-    for way in WAYS:
+    for way in _ways(rows):
         own = [row for row in rows if row["cell"]["way"] == way]
         if len(own) < 4:
             continue
@@ -251,15 +257,15 @@ def table(rows: list[dict]) -> str:
         parts.append(markdown(header, lines))
     lines = [
         [
-            "TemporalReversible, columns",
+            COLUMNS,
             row["cell"]["T"],
             row["figures"]["parameters"],
             f"{row['figures']['inference_flops'] / (unit * row['cell']['L']):.2f}",
             f"{row['figures']['training_flops'] / (unit * row['cell']['L']):.2f}",
-            PAPER["TemporalReversible, columns"][2],
+            PAPER[COLUMNS][2],
         ]
         for row in rows
-        if row["cell"]["way"] not in WAYS
+        if row["cell"]["way"] == COLUMNS
     ]
     if lines:
         header = ["", "T", "weights", "FLOPs of inference", "of training", "paper: inference"]
@@ -277,15 +283,15 @@ def plot(rows: list[dict]):
     figure = Figure(figsize=(9, 4), layout="constrained")
     axes = figure.subplots(1, 2)
     for ax, axis, other in zip(axes, "TL", "LT", strict=True):
-        most = max(row["cell"][other] for row in rows if row["cell"]["way"] in WAYS)
-        for way in WAYS:
+        most = max(row["cell"][other] for row in rows if row["cell"]["way"] != COLUMNS)
+        for way in _ways(rows):
             own = sorted(
                 (row["cell"][axis], row["figures"]["peak"])
                 for row in rows
                 if row["cell"]["way"] == way and row["cell"][other] == most
             )
             ax.semilogy(*zip(*own, strict=True), marker=".", label=way)
-        doubling_axis(ax, [row["cell"][axis] for row in rows if row["cell"]["way"] in WAYS])
+        doubling_axis(ax, [row["cell"][axis] for row in rows if row["cell"]["way"] != COLUMNS])
         ax.set_xlabel(f"{axis} ({other} = {most})")
         ax.set_ylabel("peak, in one layer's activations at one step")
     axes[0].legend(fontsize="small")
