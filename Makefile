@@ -12,7 +12,7 @@ BUILD := docs/_build
 TRANSLATED := docs/index.md docs/install.md docs/start.md $(wildcard docs/tutorials/*.md)
 PYTEST := $(PY) -W ignore::DeprecationWarning -m pytest -q -rs -n $(JOBS) --dist loadfile $(COVERAGE)
 
-.PHONY: demo test test-2 test-14 coverage mutants lint docs catalogues examples clean
+.PHONY: demo test test-2 test-14 coverage mutants lint docs catalogues examples dist clean
 
 demo: $(VENV)/installed
 	$(PY) -W ignore examples/demo.py
@@ -58,6 +58,10 @@ catalogues: $(VENV)/installed
 	$(SPHINX) -b gettext -d $(BUILD)/doctrees/gettext docs $(BUILD)/gettext $(TRANSLATED)
 	$(VENV)/bin/sphinx-intl update -p $(BUILD)/gettext -d docs/locale -l zh_CN --line-width=-1
 
+# sdist and wheel: built, looked into, and the wheel run from a bare environment on both hosts.
+dist: $(VENV)/installed
+	$(PY) tests/release/check.py dist $(HOST14)
+
 # Every example in its short form, which takes minutes on two cores.
 examples: $(VENV)/installed
 	$(PY) -W ignore examples/run_short.py
@@ -73,4 +77,4 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) docs/_build runs
+	rm -rf $(VENV) docs/_build dist build runs
