@@ -204,13 +204,6 @@ def per_device(row: dict) -> str:
         rest = 80e9 - state - unit - found["fixed"]  # gradients in "fixed" count twice here
         gib = [part / 2**30 for part in (state, unit, found["fixed"], found["peak"])]
         lines.append([devices, *(f"{part:.2f}" for part in gib), int(rest // found["peak"])])
-    header = [
-        "devices",
-        "sharded state",
-        "gathered unit",
-        "besides",
-        "one image",
-        "images in 80 GB",
-    ]
+    header = ["devices", "sharded state", "gathered unit", "besides", "one image"]
     title = f"GiB per device, {row['cell']['encode']}, T = {row['cell']['T']}:"
     return f"{title}\n\n" + markdown([*header, "images in 80 GB"], lines)
