@@ -143,7 +143,7 @@ def test_any_bytes_are_some_mask(data, spare):
 
 
 @given(
-    numel=st.builds(lambda power, by: 2**power + by, st.integers(3, 40), st.integers(-8, 8)),
+    numel=st.builds(lambda power, by: 2**power + by, st.integers(4, 40), st.integers(-8, 8)),
     wrong=st.sampled_from([-1, 1]),
 )
 def test_sizes_beyond_32_bits_are_counted_right(numel, wrong):

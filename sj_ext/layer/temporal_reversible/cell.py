@@ -60,7 +60,8 @@ class TemporalReversible(host.base.MemoryModule):
     A level F_l computes the same from the same inputs. Batch normalisation and other buffers are
     fine (they are updated once), so are dropout and everything else that draws from PyTorch's
     generators, autocast and ``torch.compile``. A neuron in a level may keep no potential over time.
-    Forward hooks inside the levels are called again when a level is undone.
+    Forward hooks inside the levels are called again when a level is undone. Cells that are
+    trained in several threads wait for each other while a level runs.
 
     Args:
         levels: L modules ``level(below, above_or_None) -> current``, shared over time; or, for one
