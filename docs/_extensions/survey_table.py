@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import sys
 from pathlib import Path
 
@@ -13,34 +14,32 @@ SOURCE = Path(__file__).parents[2] / "tests" / "survey.py"
 
 
 def rows() -> list[str]:
-    """The table in MyST."""
+    """A heading and a table for every group, in MyST."""
     spec = importlib.util.spec_from_file_location("survey", SOURCE)
     survey = importlib.util.module_from_spec(spec)
     sys.modules["survey"] = survey  # dataclasses look their module up
     spec.loader.exec_module(survey)
+    places = {survey.BOTH: "both lines", survey.NEW: "2.x", survey.OURS: "sj_ext"}
 
-    def cell(method, where) -> str:
-        names = []
-        for name in method.names:
-            ours = name.where == survey.OURS
-            if where == survey.OURS and ours:
-                names.append(f"`{name.path}`")
-            elif where != survey.OURS and not ours and where in name.where:
-                names.append(f"`{name.path}`" + (" (fails)" if where in name.broken else ""))
-        return ", ".join(names) or "-"
+    def where(method) -> str:
+        parts = []
+        for place, words in places.items():
+            names = [f"`{name.path}`" for name in method.names if name.where == place]
+            if names:
+                parts.append(f"{words}: {', '.join(names)}")
+        text = "; ".join(parts) or "nowhere yet"
+        return f"{text} ({method.note})" if method.note else text
 
-    lines = [
-        "| group | method | SpikingJelly 0.0.0.0.14 | SpikingJelly 2.x | sj_ext | note |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for method in survey.METHODS:
-        cells = [method.group, method.title]
-        cells += (
-            [cell(method, where) for where in (1, 2, survey.OURS)]
-            if method.names
-            else ["-", "-", "nowhere yet"]
-        )
-        lines.append("| " + " | ".join([*cells, method.note]) + " |")
+    lines = []
+    for group, methods in itertools.groupby(survey.METHODS, key=lambda method: method.group):
+        lines += [
+            f"**{group.capitalize()}**",
+            "",
+            "| method | where |",
+            "| --- | --- |",
+        ]
+        lines += [f"| {m.title} | {where(m)} |" for m in methods]
+        lines.append("")
     return lines
 
 
