@@ -28,12 +28,13 @@ def compile_for(arch, source, *options):
         program, len(arguments), [argument.encode() for argument in arguments]
     )
     _, size = nvrtc.nvrtcGetProgramLogSize(program)
-    log = b" " * size
+    # never one byte: Python has one object for each, and NVRTC writes into what it is given
+    log = b" " * (size + 1)
     nvrtc.nvrtcGetProgramLog(program, log)
     if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
         raise RuntimeError(f"{arch}: {status}\n{log.decode()}")
     _, size = nvrtc.nvrtcGetCUBINSize(program)
-    cubin = b" " * size
+    cubin = b" " * (size + 1)
     nvrtc.nvrtcGetCUBIN(program, cubin)
     nvrtc.nvrtcDestroyProgram(program)
-    return cubin, log.decode()
+    return cubin[:size], log.decode()
