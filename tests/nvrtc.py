@@ -32,9 +32,9 @@ def compile_for(arch, source, *options):
     log = b" " * (size + 1)
     nvrtc.nvrtcGetProgramLog(program, log)
     if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-        raise RuntimeError(f"{arch}: {status}\n{log.decode()}")
+        raise RuntimeError(f"{arch}: {status}\n{log.rstrip().decode()}")
     _, size = nvrtc.nvrtcGetCUBINSize(program)
     cubin = b" " * (size + 1)
     nvrtc.nvrtcGetCUBIN(program, cubin)
     nvrtc.nvrtcDestroyProgram(program)
-    return cubin[:size], log.decode()
+    return cubin[:size], log.rstrip(b" ").decode()
