@@ -79,16 +79,15 @@ def measure(cell: dict, context: Context) -> dict:
 
 def table(rows: list[dict]) -> str:
     steps = _steps(rows)
-    seeds = len({row["cell"]["seed"] for row in rows})
     lines = []
     for key in dict.fromkeys(_key(row) for row in rows):
         each = [row["figures"]["accuracy"] for row in rows if _key(row) == key]
-        lines.append([*key, *(percent(list(step)) for step in zip(*each, strict=True))])
+        lines.append([*key, len(each), *(percent(list(step)) for step in zip(*each, strict=True))])
     return "\n\n".join(
         [
-            f"Test accuracy in percent when stopped after step t, mean ± standard error of {seeds} "
-            "seeds (SDT and TET answer with the mean output so far, LTS with the last):",
-            markdown(["loss", "neuron", *(f"t = {t + 1}" for t in range(steps))], lines),
+            "Test accuracy in percent when stopped after step t, mean ± standard error over seeds "
+            "(SDT and TET answer with the mean output so far, LTS with the last):",
+            markdown(["loss", "neuron", "seeds", *(f"t = {t + 1}" for t in range(steps))], lines),
             "Difference that the learned initial potential makes, seed by seed, in points:",
             markdown(
                 ["loss", "neuron", *(f"t = {t + 1}" for t in range(steps))], _differences(rows)
