@@ -85,6 +85,11 @@ def assert_spikes(outputs, case):
 COLUMNS = [(1, 1), (3, 7), (2, 4, 4), (2, 3, 8), (3, 4, 173), (5, 4, 64)]
 
 
+def rounding(steps: int) -> float:
+    """Every step of a float32 sum rounds by up to 2^-24 of the sizes of its terms."""
+    return max(1e-6, steps * 2**-24)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("steps", [1, 2, 4, 7, 8, 17, 64])
 @pytest.mark.parametrize("columns", COLUMNS, ids=str)
@@ -97,7 +102,7 @@ def test_on_the_host_it_is_the_twin(on_host, reference, dtype, steps, columns):
         for store_v_seq in (False, True):
             outputs, gradients = run(case, store_v_seq=store_v_seq)
             assert_spikes(outputs, case)
-            reference.assert_gradients(gradients, case, store_v_seq, rtol=1e-6)
+            reference.assert_gradients(gradients, case, store_v_seq, rtol=rounding(steps))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -148,7 +153,7 @@ def test_the_extremes_of_the_decay(on_host, reference, decay):
     case = reference.random_case((64, 3, 20), [decay])
     outputs, gradients = run(case)
     assert_spikes(outputs, case)
-    reference.assert_gradients(gradients, case, False, rtol=1e-6)
+    reference.assert_gradients(gradients, case, False, rtol=rounding(64))
 
 
 @pytest.mark.parametrize("columns", [(1, 520), (4, 4096), (3, 683)], ids=str)
