@@ -25,12 +25,17 @@ def test_bytes_held_are_the_same(norm, seed):
     assert real["held"] < fake["peak"] <= real["peak"], cell
 
 
-def test_an_image_holds_what_it_holds_really(seed):
+def test_the_cost_of_an_image_is_the_difference_of_two_batches(seed):
     cell = random_cell("activations", classes=7, norm="ws", encode="repeat")
     figures = scale.measure(cell, Context("short"))
-    one, two = (scale.counted(cell, batch) for batch in (1, 2))
-    assert figures["held"] == two["held"] - one["held"]
-    assert figures["held"] < figures["peak"] <= two["peak"] - one["peak"]
+    real = [scale.counted(cell, batch) for batch in (1, 2)]
+    with scale.without_values():
+        fake = [scale.simulated(cell, batch) for batch in (1, 2)]
+    for seen, simulated in zip(real, fake, strict=True):
+        assert seen["held"] == simulated["held"] < simulated["peak"] <= seen["peak"], cell
+    assert figures["held"] == real[1]["held"] - real[0]["held"]
+    assert figures["peak"] == fake[1]["peak"] - fake[0]["peak"]
+    assert figures["peak"] + figures["fixed"] == fake[0]["peak"]
     assert figures["parameters"] == sum(p.numel() for p in scale.build(cell).parameters())
 
 
