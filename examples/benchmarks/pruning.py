@@ -9,6 +9,7 @@ Three comparisons, each with both sides interleaved in this run:
   settings (weights are moved at random in place of training, which the pruner cannot tell).
 
 Usage: python examples/benchmarks/pruning.py [--short] [--exact] [--no-timing] [--repeats N]
+With numba installed the selection is compiled; ``NUMBA_DISABLE_JIT=1`` shows what it is without.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch import nn
 from sj_ext import host
 from sj_ext.pruning import MinimaxPruner
 from sj_ext.pruning.selection import Ranking, zero_below_
+from sj_ext.pruning.selection.compiled import scanner
 
 NEURON = {"spiking_neuron": neuron.LIFNode, "surrogate_function": surrogate.ATan()}
 
@@ -194,7 +196,8 @@ def main() -> None:
     repeats = arguments.repeats or (3 if arguments.short else 15)
     print(
         f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, "
-        f"torch {torch.__version__}, spikingjelly {host.VERSION}"
+        f"torch {torch.__version__}, spikingjelly {host.VERSION}, "
+        f"selection {'in NumPy' if scanner() is None else 'compiled by numba'}"
     )
     if not arguments.no_timing:
         overhead(arguments.short, repeats)

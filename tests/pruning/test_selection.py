@@ -1,5 +1,7 @@
 """The selection agrees with sorting everything, for every kind of ties, dtype and block size."""
 
+import sys
+
 import numpy
 import pytest
 import torch
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 
 from sj_ext.pruning.selection import (
     Ranking,
+    compiled,
     cut_mask_,
     flat,
     scale_between_,
@@ -38,14 +41,18 @@ KINDS = {
 }
 
 
-@pytest.fixture(params=["one look", "small sample", "bad sample"])
+@pytest.fixture(params=["one look", "small sample", "bad sample", "compiled"])
 def sizes(request, monkeypatch):
     """Sizes at which the sample, the bracket and the blocks are all exercised by small tensors."""
     if request.param != "one look":
         monkeypatch.setattr("sj_ext.pruning.selection.ranking.SMALL", 0)
         monkeypatch.setattr("sj_ext.pruning.selection.blocks.BLOCK", 64)
-        sample = 60 if request.param == "small sample" else 4
+        sample = 4 if request.param == "bad sample" else 60
         monkeypatch.setattr("sj_ext.pruning.selection.ranking.SAMPLE", sample)
+    if request.param == "compiled":
+        assert compiled.scanner() is not None  # numba belongs to what the tests install
+        monkeypatch.setattr("sj_ext.pruning.selection.compiled.LARGE", 0)
+        monkeypatch.setattr("sj_ext.pruning.selection.blocks.BLOCK", 150)  # chunks and a rest
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "mixed"])
@@ -125,7 +132,9 @@ def test_nan_is_found_and_says_where(bad):
         assert caught.value.tensors == [1]
 
 
-def test_threads_do_not_change_the_result():
+@pytest.mark.parametrize("from_size", [0, 1 << 30], ids=["compiled", "NumPy"])
+def test_threads_do_not_change_the_result(from_size, monkeypatch):
+    monkeypatch.setattr("sj_ext.pruning.selection.compiled.LARGE", from_size)
     tensors = [torch.randn(700_001), torch.randn(300_000)]
     threads = torch.get_num_threads()
     results = []
@@ -137,6 +146,43 @@ def test_threads_do_not_change_the_result():
     finally:
         torch.set_num_threads(threads)
     assert results[0] == results[1] == results[2]
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_the_compiled_pass_counts_as_numpy_does(kind):
+    block = torch.randn(int(torch.randint(1, 1000, ())), dtype=kind).numpy()
+    low, high = sorted(float(v) for v in torch.rand(2).to(kind))
+    low, high = block.dtype.type(low), block.dtype.type(high)
+    scratch = [(numpy.empty(len(block), "int32"), numpy.empty(len(block), block.dtype))
+               for _ in range(2)]  # fmt: skip
+    size = abs(block)
+    inside = numpy.flatnonzero((size > low) & (size <= high))
+    # as it is compiled, and the same function read by Python
+    for scan, (index, magnitude) in zip((compiled.scanner(), compiled.scan_block), scratch,
+                                        strict=True):  # fmt: skip
+        count, energy, taken = scan(block, low, high, index, magnitude)
+        assert count == (size <= low).sum()
+        squares = size[size <= low].astype("float64") ** 2
+        assert energy == pytest.approx(squares.sum(), rel=1e-6, abs=1e-30)
+        assert index[:taken].tolist() == inside.tolist()
+        assert (magnitude[:taken] == size[inside]).all()
+
+
+def test_without_numba_the_result_is_the_same(monkeypatch):
+    """Counts and places to the bit; sums but for the order of their rounding."""
+    tensors = [torch.randn(300_000), torch.randn(200_000)]
+    monkeypatch.setattr("sj_ext.pruning.selection.compiled.LARGE", 0)
+    with_numba = Ranking(tensors, 200_000, 210_000)
+    monkeypatch.setitem(sys.modules, "numba", None)  # the import fails
+    compiled.scanner.cache_clear()
+    try:
+        assert compiled.scanner() is None
+        without = Ranking(tensors, 200_000, 210_000)
+    finally:
+        compiled.scanner.cache_clear()
+    assert without.cut(205_000) == with_numba.cut(205_000)
+    assert without.counts(205_000) == with_numba.counts(205_000)
+    assert without.energy(205_000) == pytest.approx(with_numba.energy(205_000), rel=1e-6)
 
 
 def test_few_passes_over_a_large_tensor():

@@ -22,8 +22,9 @@ lists = st.lists(st.lists(st.tuples(values, st.booleans()), min_size=1, max_size
 
 @settings(max_examples=100)
 @given(drawn=lists, ends=st.tuples(st.floats(0, 1), st.floats(0, 1)), half=st.booleans(),
-       block=st.sampled_from([None, 16]), sample=st.sampled_from([4, 60]))  # fmt: skip
-def test_any_values_are_ranked_as_sorting_ranks_them(drawn, ends, half, block, sample):
+       block=st.sampled_from([None, 16, 70]), sample=st.sampled_from([4, 60]),
+       fast=st.booleans())  # fmt: skip
+def test_any_values_are_ranked_as_sorting_ranks_them(drawn, ends, half, block, sample, fast):
     tensors = [torch.tensor([-v if minus else v for v, minus in row]) for row in drawn]
     if half:  # some of another dtype, whose values are compared with the others'
         tensors[0] = tensors[0].clamp(-6e4, 6e4).half()
@@ -38,6 +39,8 @@ def test_any_values_are_ranked_as_sorting_ranks_them(drawn, ends, half, block, s
             patch.setattr("sj_ext.pruning.selection.ranking.SMALL", 0)
             patch.setattr("sj_ext.pruning.selection.blocks.BLOCK", block)
             patch.setattr("sj_ext.pruning.selection.ranking.SAMPLE", sample)
+        if fast:
+            patch.setattr("sj_ext.pruning.selection.compiled.LARGE", 0)
         ranking = Ranking(tensors, first, last)
         for count in {first, (first + last) // 2, last}:
             below = keys[:count]
@@ -57,8 +60,10 @@ def test_any_values_are_ranked_as_sorting_ranks_them(drawn, ends, half, block, s
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("place", [0, 500, 999])
-def test_what_is_not_finite_is_refused_or_the_largest(bad, place):
+@pytest.mark.parametrize("fast", [False, True])
+def test_what_is_not_finite_is_refused_or_the_largest(bad, place, fast, monkeypatch):
     """A pruner refuses both before it ranks; ranked all the same, infinity is no silent zero."""
+    monkeypatch.setattr("sj_ext.pruning.selection.compiled.LARGE", 0 if fast else math.inf)
     tensors = [torch.randn(1000), torch.randn(10)]
     tensors[0][place] = bad
     if math.isnan(bad):

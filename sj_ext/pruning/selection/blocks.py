@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -40,18 +41,38 @@ def _numpy_views(tensors: Sequence[torch.Tensor], dtype: np.dtype) -> list[np.nd
     return [t.numpy() if t.device.type == "cpu" and t.dtype == kind else None for t in tensors]
 
 
+class Scratch:
+    """Space for one block of a pass, of one thread; each part is taken when it is first used."""
+
+    def __init__(self, size: int, dtype: np.dtype):
+        self.size = size
+        self.kind = torch_kind(dtype)
+
+    @functools.cached_property
+    def magnitude(self) -> np.ndarray:
+        """Of whole rows."""
+        return torch.empty(-(-self.size // ROW) * ROW, dtype=self.kind).numpy()
+
+    @functools.cached_property
+    def below(self) -> np.ndarray:
+        return torch.empty(self.size, dtype=torch.bool).numpy()
+
+    @functools.cached_property
+    def inside(self) -> np.ndarray:
+        return torch.empty(self.size, dtype=torch.bool).numpy()
+
+    @functools.cached_property
+    def index(self) -> np.ndarray:
+        return torch.empty(self.size, dtype=torch.int32).numpy()
+
+
 def over_blocks(tensors, dtype, scan_numpy, scan_torch) -> list[Any]:
     """One pass: a result per block, in order, over as many threads as torch uses."""
     jobs = _blocks(tensors)
     views = _numpy_views(tensors, dtype)
 
     def run(part):
-        size = max((stop - start for _, start, stop in part), default=0)
-        scratch = (
-            torch.empty(-(-size // ROW) * ROW, dtype=torch_kind(dtype)).numpy(),
-            torch.empty(size, dtype=torch.bool).numpy(),
-            torch.empty(size, dtype=torch.bool).numpy(),
-        )
+        scratch = Scratch(max((stop - start for _, start, stop in part), default=0), dtype)
         results = []
         with np.errstate(invalid="ignore"):
             for i, start, stop in part:

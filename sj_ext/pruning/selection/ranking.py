@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from . import blocks
-from .blocks import ROW, key_dtype, over_blocks, torch_kind
+from . import blocks, compiled
+from .blocks import ROW, Scratch, key_dtype, over_blocks, torch_kind
 from .cut import Cut
 
 #: below this many weights everything is taken out in one go
@@ -68,9 +69,12 @@ class Ranking:
         while True:
             start = math.floor(n * (first - 1) / self.total - low_margin)
             stop = math.ceil(n * last / self.total + high_margin)
-            # two ranks are needed: no reason to sort, and one at a time is fastest
-            low = np.partition(sample, start)[start] if start >= 0 else -1.0
-            high = np.partition(sample, stop)[stop] if stop < n else np.inf
+            # two ranks are needed: no reason to sort; the second lies behind the first
+            low, done = -1.0, max(start, 0)
+            if start >= 0:
+                sample = np.partition(sample, start)
+                low = sample[start]
+            high = np.partition(sample[done:], stop - done)[stop - done] if stop < n else np.inf
             self._scan(low, high)
             low_fits = self.le < first or low < 0
             if not low_fits:  # too much at or below the lower end: is it a mass of equal weights?
@@ -95,10 +99,16 @@ class Ranking:
     def _scan(self, low, high) -> None:
         self.passes += 1
         low, high = self.dtype.type(low), self.dtype.type(high)
+        compiled_scan = compiled.scanner() if self.total >= compiled.LARGE else None
+        scan = (
+            _scan_numpy
+            if compiled_scan is None
+            else functools.partial(_scan_compiled, compiled_scan)
+        )
         results = over_blocks(
             self.tensors,
             self.dtype,
-            lambda block, scratch: _scan_numpy(block, low, high, scratch),
+            lambda block, scratch: scan(block, low, high, scratch),
             lambda block: _scan_torch(block, low, high, self.dtype),
         )
         size = len(self.tensors)
@@ -135,7 +145,7 @@ class Ranking:
         low = self.dtype.type(self.low)
 
         def count_numpy(block, scratch):
-            magnitude, below = scratch[0][: len(block)], scratch[1][: len(block)]
+            magnitude, below = scratch.magnitude[: len(block)], scratch.below[: len(block)]
             np.abs(block, out=magnitude)
             np.less(magnitude, low, out=below)
             return int(np.count_nonzero(below))
@@ -283,9 +293,16 @@ class _Block(NamedTuple):
     magnitude: np.ndarray
 
 
-def _scan_numpy(block: np.ndarray, low, high, scratch) -> _Block:
+def _scan_compiled(compiled_scan, block: np.ndarray, low, high, scratch: Scratch) -> _Block:
+    index, magnitude = scratch.index, scratch.magnitude
+    count, energy, taken = compiled_scan(block, low, high, index, magnitude)
+    return _Block(count, energy, index[:taken].copy(), magnitude[:taken].copy())
+
+
+def _scan_numpy(block: np.ndarray, low, high, scratch: Scratch) -> _Block:
     size = len(block)
-    magnitude, below, inside = (buffer[:size] for buffer in scratch)
+    magnitude = scratch.magnitude[:size]
+    below, inside = scratch.below[:size], scratch.inside[:size]
     np.abs(block, out=magnitude)
     np.less_equal(magnitude, low, out=below)
     count = int(np.count_nonzero(below))
@@ -296,7 +313,7 @@ def _scan_numpy(block: np.ndarray, low, high, scratch) -> _Block:
     # the squares of what is above are those of the bound: cheaper than a product with a mask
     bound = max(low, low.dtype.type(0))
     np.clip(magnitude, -bound, bound, out=magnitude)
-    energy = _sum_of_squares(scratch[0], size) - float(bound) ** 2 * (size - count)
+    energy = _sum_of_squares(scratch.magnitude, size) - float(bound) ** 2 * (size - count)
     return _Block(count, max(energy, 0.0) if energy == energy else energy, index, taken)
 
 

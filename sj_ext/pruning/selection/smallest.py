@@ -27,7 +27,7 @@ def smallest_count(
 
     def counted(bound) -> list[int]:
         def by_numpy(block, scratch):
-            magnitude, below = scratch[0][: len(block)], scratch[1][: len(block)]
+            magnitude, below = scratch.magnitude[: len(block)], scratch.below[: len(block)]
             np.abs(block, out=magnitude)
             np.less_equal(magnitude, bound, out=below)
             return int(np.count_nonzero(below))
