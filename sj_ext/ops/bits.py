@@ -75,8 +75,15 @@ def unpack_bits(packed: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     return _unpack_whole_bytes(packed)[:numel].view(tuple(shape))
 
 
-def keep_where_bits(packed: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+def keep_where_bits(
+    packed: torch.Tensor, values: torch.Tensor, out: torch.Tensor | None = None
+) -> torch.Tensor:
     """``values`` times the mask that :func:`pack_bits` packed, whose shape is that of ``values``.
+
+    Args:
+        packed: what :func:`pack_bits` returned.
+        values: what is kept where the mask is True.
+        out: where to write the result, of the shape of ``values`` and a dtype as wide or wider.
 
     Raises:
         TypeError: ``packed`` is not a ``uint8`` tensor.
@@ -85,7 +92,7 @@ def keep_where_bits(packed: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     mask = unpack_bits(packed, values.shape)
     if _eager(packed):  # PyTorch multiplies by uint8 several times as fast as by bool on a CPU
         mask = mask.view(torch.uint8)
-    return values * mask
+    return torch.mul(values, mask, out=out)
 
 
 def _pack_whole_bytes(flat: torch.Tensor) -> torch.Tensor:

@@ -185,28 +185,31 @@ def _backward(grad_spike, packed, alpha, grad_v_last, grad_v_seq, a, x, v, block
     if x is not None:
         x, v, grad_a = _columns(x), v.reshape(-1), torch.zeros_like(decay)
     for index, part in enumerate(_blocks(grads, block)):
+        a_part, g = _part(decay, part), grads[:, part]
+        if g.dtype != a.dtype:
+            g = _empty(g.shape, a)
         if by_spike is None:
-            g = by_v_seq[:, part].clone()
+            g.copy_(by_v_seq[:, part])
         else:
-            g = keep_where_bits(packed[index], by_spike[:, part]).to(a.dtype)
+            keep_where_bits(packed[index], by_spike[:, part], out=g)
             if alpha != 1:
                 g.mul_(alpha)
             if by_v_seq is not None:
                 g.add_(by_v_seq[:, part])
         g[-1].add_(last[part])
-        _leak_backwards(g, _part(decay, part))
-        grads[:, part] = g
-        torch.mul(g[0], _part(decay, part), out=first[part])
+        rows = g.unbind(0)
+        for row, later in zip(rows[-2::-1], rows[:0:-1], strict=True):
+            row.addcmul_(later, a_part)
+        if g.dtype != grads.dtype:
+            grads[:, part] = g
+        torch.mul(g[0], a_part, out=first[part])
         if x is None:
             continue
-        # H[t-1] takes the place of G[t], which nobody needs any more; H[0] takes that of G[1]
-        h = _leak_backwards(g, _part(decay, part))
-        h[1:].mul_(x[:-1, part])
-        h[0].mul_(v[part])
+        terms = _decay_terms(g, a_part, x[:, part], v[part])
         if a.numel() == 1:
-            grad_a += h.sum()
+            grad_a += terms.sum()
         else:
-            torch.sum(h, 0, out=grad_a[part])
+            grad_a[part] = terms
     if x is None:
         return grad_x, grad_v, None
     if a.numel() == 1:
@@ -214,12 +217,14 @@ def _backward(grad_spike, packed, alpha, grad_v_last, grad_v_seq, a, x, v, block
     return grad_x, grad_v, grad_a.view(grad_v.shape).sum_to_size(a.shape)
 
 
-def _leak_backwards(g, a):
-    """g[t] += a g[t+1] in place, from the last step to the first."""
-    rows = g.unbind(0)
-    for row, later in zip(rows[-2::-1], rows[:0:-1], strict=True):
-        row.addcmul_(later, a)
-    return g
+def _decay_terms(g, a, x, v):
+    """The gradient of the decay from each column: the sum of X[t] H[t], with U[0] for X[0]."""
+    h = g[-1].clone()
+    terms = torch.zeros_like(h)
+    for g_t, x_t in zip(g.unbind(0)[-2::-1], x.unbind(0)[-2::-1], strict=True):
+        terms.addcmul_(h, x_t)
+        torch.addcmul(g_t, h, a, out=h)
+    return terms.addcmul_(h, v)
 
 
 def _traced_forward(x, v, a, v_threshold, half_width, store_v_seq):
