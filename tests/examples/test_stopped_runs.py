@@ -18,9 +18,10 @@ from sj_ext.checkpoint import load_checkpoint
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
-#: prune_cifar10.py on few images, which says when it is about to prune
+#: prune_cifar10.py on few images; it says when it takes the pruner's step of number STOP_AT, and
+#: does not go on to the next before it is stopped
 PRUNE = """
-import sys
+import os, sys, time
 sys.path.insert(0, sys.argv[1])
 import prune_cifar10
 digits, pruner = prune_cifar10.digits, prune_cifar10.MinimaxPruner
@@ -29,9 +30,16 @@ def few():
     return tuple((x[:96], y[:96]) for x, y in digits())
 
 class Pruner(pruner):
+    left = int(os.environ.get("STOP_AT", -1))
+
     def step(self, *arguments, **keywords):
-        print("pruning", flush=True)
-        return super().step(*arguments, **keywords)
+        Pruner.left -= 1
+        if Pruner.left == 0:
+            print("pruning", flush=True)
+        result = super().step(*arguments, **keywords)
+        if Pruner.left == 0:
+            time.sleep(60)
+        return result
 
 prune_cifar10.digits, prune_cifar10.MinimaxPruner = few, Pruner
 sys.argv = ["prune_cifar10.py", "--short", "--batch", "32", "--budget", "0.3", *sys.argv[2:]]
@@ -69,20 +77,20 @@ def finish(process, seconds=200):
     return process.returncode, out, err
 
 
-def pruning(folder, name):
+def pruning(folder, name, **more):
     return start(
         *("-c", PRUNE, EXAMPLES, "--checkpoint", folder / f"{name}.pt"),
         *("--csr", folder / f"{name}.csr.pt", "--history", folder / f"{name}.csv"),
+        **more,
     )
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_signal_during_pruning_loses_nothing_that_was_saved(tmp_path, number, straight):
     """Stopped at a random step of the pruner; the run that goes on ends with the same weights."""
-    process = pruning(tmp_path, "run")
-    for _ in range(random.randrange(1, 12)):
-        while process.stdout.readline() != "pruning\n":
-            assert process.poll() is None
+    process = pruning(tmp_path, "run", STOP_AT=str(random.randrange(1, 12)))
+    while process.stdout.readline() != "pruning\n":
+        assert process.poll() is None
     process.send_signal(number)
     status, _, err = finish(process)
     if number == signal.SIGKILL:

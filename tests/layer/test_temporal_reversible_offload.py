@@ -47,7 +47,8 @@ def test_offloaded_records_give_the_same_gradients(kind, where, tmp_path, seed):
     if kind == "decay per step":
         cell = own_decays(cell)
     if kind == "no rectangular window":
-        cell = conv_cell(surrogate_function=DSpike())
+        # in float64: its slope jumps, and potentials that are found again may lie beside the jump
+        cell, x = conv_cell(surrogate_function=DSpike()).double(), x.double()
     plain, offloaded, disk = copy.deepcopy(cell), copy.deepcopy(cell), Disk(tmp_path)
     with save_on_cpu() if where == "cpu" else disk.hooks():
         y, found = gradients(offloaded, x, seed)
