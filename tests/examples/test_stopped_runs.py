@@ -58,10 +58,16 @@ def environment(**more):
     }
 
 
+def heed_interrupts():
+    """Tests that run in the background of a shell would hand on that interrupts are ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(*command, **more):
     return subprocess.Popen(
         [sys.executable, "-W", "ignore", *map(str, command)],
         env=environment(**more),
+        preexec_fn=heed_interrupts,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
