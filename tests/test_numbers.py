@@ -257,13 +257,20 @@ def test_what_is_no_number_travels_as_on_plain_autograd(surrogate_function, stra
 
 @pytest.mark.parametrize("surrogate_function", [Rect(), surrogate.ATan()], ids=str)
 def test_a_thousand_steps_of_the_cell(surrogate_function):
-    cell = reversible((0.95, 0.9), surrogate_function=surrogate_function)
+    # a potential that a smooth window looks at is rebuilt to the tolerance
+    options = {} if type(surrogate_function) is Rect else {"tolerance": 1e-6}
+    cell = reversible((0.95, 0.9), surrogate_function=surrogate_function, **options)
     x_seq, weights = torch.randn(1000, 2, 6), torch.randn(1000, 2, 5)
     found = cell_gradients(cell, x_seq, weights, "reversible")
     wanted = cell_gradients(cell, x_seq, weights, "autograd")
+    learned = len(list(cell.parameters()))
+    # of all parameters together: the sum that one decay gets may cancel, and has no digits then
+    found, wanted = (
+        [*each[:-learned], torch.cat([grad.flatten() for grad in each[-learned:]])]
+        for each in (found, wanted)
+    )
     for got, want in zip(found, wanted, strict=True):
-        size = want.norm().clamp_min(1e-6)
-        assert (got - want).norm() / size < 1e-3
+        assert (got - want).norm() / want.norm().clamp_min(1e-6) < 1e-3
 
 
 @given(
