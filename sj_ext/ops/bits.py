@@ -90,9 +90,11 @@ def keep_where_bits(
         ValueError: ``packed`` does not have the size that belongs to the shape of ``values``.
     """
     mask = unpack_bits(packed, values.shape)
-    if _eager(packed):  # PyTorch multiplies by uint8 several times as fast as by bool on a CPU
-        mask = mask.view(torch.uint8)
-    return torch.mul(values, mask, out=out)
+    if not _eager(packed) or packed.device.type != "cpu":
+        return torch.mul(values, mask, out=out)
+    # on a CPU a product of two dtypes makes a wide copy of the mask first, slowly from bool
+    kept = torch.empty_like(values) if out is None else out
+    return kept.copy_(mask.view(torch.uint8)).mul_(values)
 
 
 def _pack_whole_bytes(flat: torch.Tensor) -> torch.Tensor:
