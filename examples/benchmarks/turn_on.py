@@ -69,8 +69,12 @@ def seconds(forward: Callable, node, x_seq: torch.Tensor, grad: torch.Tensor) ->
     return time.perf_counter() - start
 
 
-def cpu_cell(shape: Sequence[int], learnable: bool, repeats: int) -> dict[str, list[float]]:
-    """Seconds of every side, over interleaved repeats, for an input of ``[T, N, *]``."""
+def cpu_cell(shape: Sequence[int], learnable: bool, least: int) -> dict[str, list[float]]:
+    """Seconds of every side, over interleaved repeats, for an input of ``[T, N, *]``.
+
+    There are ``least`` repeats from 8 million elements on; below, more, as a run is short.
+    """
+    repeats = max(least, least * 2**23 // math.prod(shape))
     x_seq = torch.randn(*shape)
     grad = torch.randn_like(x_seq)
     multi = TurnOnNode(step_mode="m", learnable_decay=learnable)
@@ -97,14 +101,14 @@ def medians(times: dict[str, list[float]]) -> dict[str, float]:
 
 
 def cpu_report(short: bool) -> list[dict]:
-    """Medians over interleaved repeats, more of them where one is short; prints a table."""
-    steps, least, elements = 16, *((9, 2**24) if short else (15, 2**27))
+    """Medians over interleaved repeats; prints a table."""
+    steps, repeats = 16, 9 if short else 15
     shapes = [(16, 32, 8), (32, 64, 16)] if short else [(16, 32, 8), (32, 64, 16), (64, 64, 32)]
     rows = []
     for batch, channels, size in shapes:
         shape = [steps, batch, channels, size, size]
         for learnable in (False, True):
-            times = cpu_cell(shape, learnable, max(least, elements // math.prod(shape)))
+            times = cpu_cell(shape, learnable, repeats)
             middle = medians(times)
             ratio = {name: value / middle["multi-step"] for name, value in middle.items()}
             rows.append(
