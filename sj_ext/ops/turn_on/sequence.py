@@ -210,17 +210,19 @@ def _backward(grad_spike, packed, alpha, grad_v_last, grad_v_seq, a, x, v, block
             if by_v_seq is not None:
                 g.add_(by_v_seq[:, part])
         g[-1].add_(last[part])
-        if x is None:
-            _through_time(g, a_part)
-        else:
-            terms = _through_time_and_decay(g, a_part, x[:, part], v[part])
-            if a.numel() == 1:
-                grad_a += terms.sum()
-            else:
-                grad_a[part] = terms
+        rows = g.unbind(0)
+        for row, later in zip(rows[-2::-1], rows[:0:-1], strict=True):
+            row.addcmul_(later, a_part)
         if g.dtype != grads.dtype:
             grads[:, part] = g
         torch.mul(g[0], a_part, out=first[part])
+        if x is None:
+            continue
+        terms = _decay_terms(g, a_part, x[:, part], v[part])
+        if a.numel() == 1:
+            grad_a += terms.sum()
+        else:
+            grad_a[part] = terms
     if x is None:
         return grad_x, grad_v, None
     if a.numel() == 1:
@@ -228,22 +230,13 @@ def _backward(grad_spike, packed, alpha, grad_v_last, grad_v_seq, a, x, v, block
     return grad_x, grad_v, grad_a.view(grad_v.shape).sum_to_size(a.shape)
 
 
-def _through_time(g, a):
-    """Makes G, in place, of the gradients by each step's own paths, ``g`` ``[T, N]``."""
-    rows = g.unbind(0)
-    for row, later in zip(rows[-2::-1], rows[:0:-1], strict=True):
-        row.addcmul_(later, a)
-
-
-def _through_time_and_decay(g, a, x, v):
-    """The same; each column's share of the decay's gradient, the sum of X[t] H[t] and U[0] H[0]."""
-    rows, inputs = g.unbind(0), x.unbind(0)
-    h = rows[-1].clone()
+def _decay_terms(g, a, x, v):
+    """The gradient of the decay from each column: the sum of X[t] H[t], with U[0] for X[0]."""
+    h = g[-1].clone()
     terms = torch.zeros_like(h)
-    for row, later, x_t in zip(rows[-2::-1], rows[:0:-1], inputs[-2::-1], strict=True):
-        row.addcmul_(later, a)
+    for g_t, x_t in zip(g.unbind(0)[-2::-1], x.unbind(0)[-2::-1], strict=True):
         terms.addcmul_(h, x_t)
-        torch.addcmul(row, h, a, out=h)
+        torch.addcmul(g_t, h, a, out=h)
     return terms.addcmul_(h, v)
 
 
