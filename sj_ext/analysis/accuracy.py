@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 from torch import Tensor, nn
 
-from .. import host
+from .. import checks, host
 from ..functional.loss import check_y_seq
+from ..observe import at_rest
 from .axes import axes_or_new
 
 if TYPE_CHECKING:
@@ -45,8 +46,8 @@ def per_step_accuracy(
         per_step_accuracy(y_seq, target)
         per_step_accuracy(model, batches, num_steps=4)
 
-    The second puts every batch through the model in evaluation mode without gradients, resets the
-    model's state before and after each, and leaves every module's train or eval flag as it was.
+    The second puts every batch through the model in evaluation mode without gradients and from
+    reset, and leaves every module's state and train or eval flag as they were.
     Batches go to the device of the model's parameters. Wrap ``batches`` in ``tqdm`` for a bar.
 
     Args:
@@ -130,34 +131,27 @@ def _run(
     cumulative: bool,
     num_steps: int | None,
 ) -> tuple[Tensor, int]:
-    if num_steps is not None and num_steps < 1:
-        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+    if num_steps is not None:
+        checks.integer("num_steps", num_steps, at_least=1)
     parameter = next(model.parameters(), None)
     right: Tensor | None = None
     count = 0
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.no_grad():
-            for x, target in batches:
-                if parameter is not None:
-                    x, target = x.to(parameter.device), target.to(parameter.device)
-                if num_steps is not None:
-                    x = x.expand(num_steps, *x.shape)
-                host.functional.reset_net(model)
-                y_seq = model(x)
-                host.functional.reset_net(model)
-                batch = _right(y_seq, target, cumulative)
-                if right is not None and batch.shape != right.shape:
-                    raise ValueError(
-                        f"every batch must have the same number of time steps, got "
-                        f"{len(batch)} after {len(right)}"
-                    )
-                right = batch if right is None else right + batch
-                count += len(target)
-    finally:
-        for module in training:
-            module.training = True
+    with at_rest(model):
+        for x, target in batches:
+            if parameter is not None:
+                x, target = x.to(parameter.device), target.to(parameter.device)
+            if num_steps is not None:
+                x = x.expand(num_steps, *x.shape)
+            y_seq = model(x)
+            host.functional.reset_net(model)
+            batch = _right(y_seq, target, cumulative)
+            if right is not None and batch.shape != right.shape:
+                raise ValueError(
+                    f"every batch must have the same number of time steps, got "
+                    f"{len(batch)} after {len(right)}"
+                )
+            right = batch if right is None else right + batch
+            count += len(target)
     if right is None:
         raise ValueError("batches is empty")
     return right, count

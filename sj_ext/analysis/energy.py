@@ -16,7 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .. import checks, host
+from ..observe import at_rest, watching
+
 __all__ = ["LayerOperations", "SynapticOperations", "synaptic_operations"]
+
+#: energy of an accumulation and a multiply-accumulate, in pJ, 45 nm (Horowitz 2014)
+PJ_PER_AC = 0.9
+PJ_PER_MAC = 4.6
 
 _CONVOLUTIONS: dict[type[nn.Module], Callable[..., torch.Tensor]] = {
     nn.Conv1d: F.conv1d,
@@ -46,6 +53,8 @@ class SynapticOperations:
 
     #: one entry per layer and call, in the order in which they ran
     layers: tuple[LayerOperations, ...]
+    #: number of samples in the input
+    samples: int = 1
 
     @property
     def acs(self) -> int:
@@ -62,18 +71,55 @@ class SynapticOperations:
         """Multiply-accumulates that the same layers would need for real-valued inputs."""
         return sum(layer.dense for layer in self.layers)
 
-    def energy(self, ac: float = 0.9, mac: float = 4.6) -> float:
-        """Energy in picojoules.
+    def energy(self, ac: float = PJ_PER_AC, mac: float = PJ_PER_MAC) -> float:
+        """Energy of the whole input in picojoules.
 
         Args:
             ac: picojoules of an accumulation. The default and that of ``mac`` are those of 32-bit
                 floating point in 45 nm (Horowitz, "Computing's energy problem", ISSCC 2014).
             mac: picojoules of a multiply-accumulate.
+
+        Raises:
+            TypeError: an energy is no number.
+            ValueError: an energy is below 0.
         """
-        return self.acs * ac + self.macs * mac
+        ac = checks.number("ac", ac, at_least=0)
+        return self.acs * ac + self.macs * checks.number("mac", mac, at_least=0)
+
+    def energy_per_sample(self, ac: float = PJ_PER_AC, mac: float = PJ_PER_MAC) -> float:
+        """Energy of one sample in picojoules: that of :meth:`energy`, divided by ``samples``.
+
+        Args:
+            ac: picojoules of an accumulation.
+            mac: picojoules of a multiply-accumulate.
+
+        Raises:
+            TypeError: an energy is no number.
+            ValueError: an energy is below 0.
+        """
+        return self.energy(ac, mac) / self.samples
+
+    def __repr__(self) -> str:
+        """A table: one line per layer and call, totals, and the energy of one sample."""
+        rows = [("layer", "rate", "dense", "ACs", "MACs")]
+        rows += [
+            (name or "(network)", f"{rate:.1%}", f"{dense:,}", f"{acs:,}", f"{macs:,}")
+            for name, rate, dense, acs, macs in self.layers
+        ]
+        rows.append(("total", "", f"{self.dense:,}", f"{self.acs:,}", f"{self.macs:,}"))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
+            for row in rows
+        ]
+        rule = "-" * len(lines[0])
+        each = f"{self.energy_per_sample():,.6g} pJ per sample ({self.samples} in the input)"
+        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1], each])
 
 
-def synaptic_operations(model: nn.Module, x: torch.Tensor) -> SynapticOperations:
+def synaptic_operations(
+    model: nn.Module, x: torch.Tensor, *, samples: int | None = None
+) -> SynapticOperations:
     """Count the synaptic operations of ``model(x)``.
 
     Convolutions and linear layers count, wherever they stand in the network; a layer that several
@@ -82,42 +128,50 @@ def synaptic_operations(model: nn.Module, x: torch.Tensor) -> SynapticOperations
     not: they cost one operation per neuron, where a synapse costs its fan-in. On SpikingJelly 2.x
     the accumulations equal those of its ``op_counter.ACCounter`` for these layers.
 
+    The network runs from reset, and is left with the state that it had: the same input gives the
+    same figure each time.
+
     Args:
         model: any network of PyTorch and SpikingJelly layers, in evaluation mode. For T-RevSNN,
             give the re-parameterised network: composed, all its layers after the stem add only.
-        x: one batch as the network takes it. Divide the result by its size for the cost of one
-            sample.
+        x: one batch as the network takes it.
+        samples: how many samples ``x`` holds. By default it is read from the output: the second
+            axis where a network in multi-step mode returns ``[T, N, *]`` of three or more axes,
+            else the first.
 
     Raises:
         RuntimeError: ``model`` is in training mode, or no layer that counts has run.
+        TypeError: ``model`` is no module, or ``samples`` no integer.
+        ValueError: ``samples`` is below 1, or not given for an output that is no tensor.
     """
+    checks.module("model", model)
+    if samples is not None:
+        checks.integer("samples", samples, at_least=1)
     if model.training:
         raise RuntimeError(
             "synaptic_operations needs a model in evaluation mode: call model.eval() first"
         )
     layers: list[LayerOperations] = []
-
-    def look(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            layers.append(_operations(name, module, args[0], output))
-
-        return hook
-
     counted: tuple[type[nn.Module], ...] = (*_CONVOLUTIONS, nn.Linear)
-    handles = [
-        module.register_forward_hook(look(name))
-        for name, module in model.named_modules()
-        if isinstance(module, counted)
-    ]
-    try:
-        with torch.no_grad():
-            model(x)
-    finally:
-        for handle in handles:
-            handle.remove()
+    named = {name: module for name, module in model.named_modules() if isinstance(module, counted)}
+    with (
+        at_rest(model),
+        watching(named, lambda *seen: layers.append(_operations(*seen))),
+    ):
+        y = model(x)
     if not layers:
         raise RuntimeError("model has run no convolution and no linear layer")
-    return SynapticOperations(tuple(layers))
+    return SynapticOperations(tuple(layers), _samples(model, y) if samples is None else samples)
+
+
+def _samples(model: nn.Module, y: object) -> int:
+    if not isinstance(y, torch.Tensor) or not y.dim():
+        raise ValueError("samples must be given where the network does not return a tensor [N, *]")
+    steps = y.dim() > 2 and any(
+        isinstance(module, host.base.StepModule) and module.step_mode == "m"
+        for module in model.modules()
+    )
+    return max(1, y.shape[1] if steps else y.shape[0])
 
 
 def _operations(name: str, module: Any, x: torch.Tensor, output: torch.Tensor) -> LayerOperations:

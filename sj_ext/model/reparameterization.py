@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..layer.scaled_ws import ScaledWSConv2d
+from ..observe import at_rest, watching
 from .blocks import BlockTail, SpikingBlock, effective
 from .trevsnn import TRevSNN
 
@@ -108,18 +109,12 @@ def map_inputs(model: TRevSNN, x: torch.Tensor) -> list[MapInput]:
     for name, module in _maps(model):  # a module that columns share runs once in each, in order
         names.setdefault(module, []).append(name)
 
-    def look(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        spikes = args[0]
+    def look(names: list[str], module: nn.Module, spikes: torch.Tensor, y: torch.Tensor) -> None:
         binary = bool(((spikes == 0) | (spikes == 1)).all())
-        seen.append(MapInput(names[module].pop(0), binary, float(spikes.mean())))
+        seen.append(MapInput(names.pop(0), binary, float(spikes.mean())))
 
-    handles = [module.register_forward_pre_hook(look) for module in names]
-    try:
-        with torch.no_grad():
-            model(x)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with at_rest(model), watching(((names[module], module) for module in names), look):
+        model(x)
     return seen
 
 

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import host
+from ..observe import at_rest, watching
 from .layers import TRANSPOSED, weight_layers
 from .masks import parameter_of
 
@@ -188,8 +188,8 @@ def positions(module: Any, x: torch.Tensor, out: torch.Tensor) -> int:
 def layer_positions(model: nn.Module, example_input: torch.Tensor) -> dict[str, int]:
     """How often a weight of each layer is used in one forward pass of ``example_input``.
 
-    The network runs once in evaluation mode without gradients and is reset before and after;
-    normalisation statistics and the training flags stay as they were.
+    The network runs once from reset, in evaluation mode without gradients; its state, normalisation
+    statistics and training flags stay as they were.
 
     Args:
         model: the network.
@@ -202,27 +202,12 @@ def layer_positions(model: nn.Module, example_input: torch.Tensor) -> dict[str, 
         ValueError: a linear or convolutional layer does not run.
     """
     found: dict[str, int] = {}
-    handles = []
-    for name, module in weight_layers(model).items():
 
-        def hook(
-            module: nn.Module, inputs: tuple[Any, ...], out: torch.Tensor, name: str = name
-        ) -> None:
-            found[name] = found.get(name, 0) + positions(module, inputs[0], out)
+    def add(name: str, module: nn.Module, x: torch.Tensor, out: torch.Tensor) -> None:
+        found[name] = found.get(name, 0) + positions(module, x, out)
 
-        handles.append(module.register_forward_hook(hook))
-    training = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        host.functional.reset_net(model)
-        with torch.no_grad():
-            model(example_input)
-    finally:
-        for handle in handles:
-            handle.remove()
-        host.functional.reset_net(model)
-        for module, flag in training.items():
-            module.training = flag
+    with at_rest(model), watching(weight_layers(model), add):
+        model(example_input)
     missing = [name for name in weight_layers(model) if name not in found]
     if missing:
         raise ValueError(f"example_input does not reach the layers {missing}")

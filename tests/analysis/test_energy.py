@@ -102,3 +102,43 @@ def _shape_of(layer):
     if isinstance(layer, nn.Linear):
         return layer.in_features, layer.out_features, False
     return 4, 6, 3, 2, 1, 1, 2, False
+
+
+def _spiking():
+    return nn.Sequential(nn.Conv2d(2, 4, 3), host.neuron.LIFNode(), nn.Flatten(), nn.Linear(64, 3))
+
+
+@pytest.mark.parametrize("step_mode", ["s", "m"])
+def test_the_figure_is_the_same_each_time_and_nothing_changes(step_mode):
+    """Three calls gave three figures when each began with the state that the last one left."""
+    net = nn.Sequential(
+        host.layer.Conv2d(2, 4, 3), host.neuron.LIFNode(), host.layer.Flatten(), nn.Linear(64, 3)
+    ).eval()
+    host.functional.set_step_mode(net, step_mode)
+    x = 2 * torch.randn(*(5, 3)[step_mode == "s" :], 2, 6, 6)
+    net(x)
+    v = net[1].v
+    counted = [synaptic_operations(net, x) for _ in range(3)]
+    assert counted[0] == counted[1] == counted[2] and counted[0].samples == 3
+    assert net[1].v is v and not any(module._forward_hooks for module in net.modules())
+    with pytest.raises(RuntimeError):
+        synaptic_operations(net, x.repeat_interleave(2, -1))  # too much for the last layer
+    assert net[1].v is v and not any(module._forward_hooks for module in net.modules())
+
+
+def test_energy_is_told_per_sample_and_as_a_table():
+    net = _spiking().eval()
+    x = 2 * torch.rand(2, 2, 6, 6)
+    one = [synaptic_operations(net, x[i : i + 1]) for i in range(2)]
+    both = synaptic_operations(net, x)
+    assert both.samples == 2
+    assert both.energy() == pytest.approx(sum(counted.energy() for counted in one))
+    assert both.energy_per_sample() == pytest.approx(both.energy() / 2)
+    assert synaptic_operations(net, x, samples=4).energy_per_sample() == both.energy() / 4
+    header, _, conv, linear, _, total, energy = repr(both).splitlines()
+    assert header.split() == ["layer", "rate", "dense", "ACs", "MACs"]
+    assert conv.split()[::4] == ["0", f"{both.layers[0].macs:,}"] and linear.startswith("3 ")
+    assert total.split() == ["total", *(f"{n:,}" for n in (both.dense, both.acs, both.macs))]
+    assert energy == f"{both.energy_per_sample():,.6g} pJ per sample (2 in the input)"
+    with pytest.raises(ValueError, match="samples must be at least 1, got 0"):
+        synaptic_operations(net, x, samples=0)
