@@ -19,7 +19,7 @@ from pathlib import Path
 
 import matplotlib
 import torch
-from digits import loaders
+from data import digit_loaders
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from torch import nn
 from tqdm import tqdm
@@ -124,7 +124,7 @@ def initial_potentials(epochs, data, test, losses):
 
 def reversible(epochs, losses):
     """Part 3: T-RevSNN with flat memory, beside the same network on plain autograd."""
-    data, test = loaders(size=32)
+    data, test = digit_loaders(size=32)
     x, target = next(iter(data))
     memory = {}
     print(f"\n{'T-RevSNN':26}{'T':>4}{'MB held after forward':>24}{'seconds a step':>17}")
@@ -209,7 +209,7 @@ def main() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     losses: dict[str, list[float]] = {}
-    data, test = loaders(seed=args.seed)
+    data, test = digit_loaders(seed=args.seed)
     net, by_step = initial_potentials(args.epochs, data, test, losses)
     memory = reversible(max(1, args.epochs * 5 // 8), losses)
     pruner = prune(net, args.epochs, data, test, losses)

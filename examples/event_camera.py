@@ -30,6 +30,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from data import cifar10, digits
 from torch.nn import functional as F
 
 #: weights of red, green and blue in what a sensor without colour sees (ITU-R BT.601)
@@ -170,12 +171,8 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="save a figure (needs matplotlib)")
     args = parser.parse_args()
     if args.data_dir is None or args.short:
-        from digits import digits
-
         images = digits(16)[0].tensors[0][: 4 if args.short else args.images]
     else:
-        from prune_cifar10 import cifar10
-
         images = cifar10(args.data_dir, True, args.images)[0].float() / 255
     frames = event_frames(images, args.frames, threshold=args.threshold)
     print(f"{len(images)} images of {list(images.shape[1:])} to {list(frames.shape)}")

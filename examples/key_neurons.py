@@ -11,7 +11,7 @@ stays higher than the second and the third lower than the fourth.
 
     python examples/key_neurons.py                       # scikit-learn's digits
     python examples/key_neurons.py --short
-    python examples/key_neurons.py --data-dir CIFAR10    # train.npz: jpeg, offset, label
+    python examples/key_neurons.py --data-dir CIFAR10
     python examples/key_neurons.py --plot key_neurons.png
 
 Source: figure 2 of "High-Performance Temporal Reversible Spiking Neural Networks with O(L) Training
@@ -21,14 +21,13 @@ Memory and O(1) Inference Cost", ICML 2024, arXiv 2405.16466.
 from __future__ import annotations
 
 import argparse
-import io
-import itertools
 import random
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from data import cifar10, digits
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset, TensorDataset
@@ -105,29 +104,13 @@ def stage(below: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
 def load(data_dir: Path | None, limit: int) -> Dataset:
     """Images ``[C, H, W]``, about standardised, and labels."""
     if data_dir is None:
-        from digits import digits
-
         images, labels = digits()[0].tensors
         count = limit or len(labels)
         return TensorDataset((images[:count] - 0.3) / 0.38, labels[:count])
-    import numpy
-    from PIL import Image
-
-    path = data_dir / "train.npz"
-    if not path.exists():
-        raise FileNotFoundError(f"--data-dir {data_dir} must hold train.npz")
-    with numpy.load(path) as arrays:
-        jpeg, offset, label = (arrays[name] for name in ("jpeg", "offset", "label"))
-    count = min(limit, len(label)) if limit else len(label)
-    pixels = numpy.stack(
-        [
-            numpy.asarray(Image.open(io.BytesIO(jpeg[a:b].tobytes())).convert("RGB"))
-            for a, b in itertools.pairwise(offset[: count + 1])
-        ]
-    )
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+    pixels, labels = cifar10(data_dir, True, limit or None)
+    images = pixels.float() / 255
     mean, std = images.mean((0, 2, 3), keepdim=True), images.std((0, 2, 3), keepdim=True)
-    return TensorDataset((images - mean) / std, torch.from_numpy(label[:count]).long())
+    return TensorDataset((images - mean) / std, labels)
 
 
 def measure(network: SpikingResNet, batch, num_steps: int, draws: int) -> list[float]:
@@ -197,7 +180,7 @@ def main() -> None:
     parser.add_argument(
         "--short", action="store_true", help="four optimiser steps of a small network"
     )
-    parser.add_argument("--data-dir", type=Path, help="folder with CIFAR-10's train.npz")
+    parser.add_argument("--data-dir", type=Path, help="folder with CIFAR-10; else digits")
     parser.add_argument("--limit", type=int, default=0, help="use only that many images")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--every", type=int, default=0, help="optimiser steps between measurements")

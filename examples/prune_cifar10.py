@@ -13,12 +13,11 @@ as CSV (``--history FILE``). ``--short`` runs on scikit-learn's digits with a na
 from __future__ import annotations
 
 import argparse
-import io
 import math
 from pathlib import Path
 
-import numpy
 import torch
+from data import cifar10
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from spikingjelly.activation_based.model import sew_resnet, spiking_vgg
 from stopping import said
@@ -40,30 +39,6 @@ Split = tuple[torch.Tensor, torch.Tensor]
 
 
 # ---- data ----------------------------------------------------------------------------------------
-
-
-def cifar10(folder: Path, train: bool, limit: int | None) -> Split:
-    """Images ``[N, 3, 32, 32]`` as bytes, and labels."""
-    packed = folder / ("train.npz" if train else "test.npz")
-    if packed.exists():
-        from PIL import Image
-
-        with numpy.load(packed) as file:
-            jpeg, offset, label = file["jpeg"], file["offset"], file["label"]
-        label = label[:limit]
-        images = [
-            numpy.asarray(Image.open(io.BytesIO(jpeg[offset[i] : offset[i + 1]].tobytes())))
-            for i in tqdm(
-                range(len(label)), desc=f"reading {packed.name}", leave=False, disable=None
-            )
-        ]
-        pixels = numpy.stack(images)
-    else:
-        from torchvision.datasets import CIFAR10
-
-        data = CIFAR10(folder, train, download=True)
-        pixels, label = data.data[:limit], numpy.array(data.targets)[:limit]
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(label).long()
 
 
 def digits() -> tuple[Split, Split]:
@@ -243,8 +218,8 @@ def train_and_prune(a: argparse.Namespace) -> None:
     if a.short:
         train, test = digits()
     else:
-        train = cifar10(a.data_dir, True, a.limit)
-        test = cifar10(a.data_dir, False, a.limit)
+        train = cifar10(a.data_dir, True, a.limit, download=True)
+        test = cifar10(a.data_dir, False, a.limit, download=True)
     torch.manual_seed(a.seed)
     device = torch.device(a.device)
     net = build(a.model).to(device)

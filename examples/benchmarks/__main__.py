@@ -25,8 +25,8 @@ from tqdm import tqdm
 FOLDER = Path(__file__).resolve().parent
 sys.path[:0] = [str(FOLDER.parent)]
 
-from benchmarks.compare import compare  # noqa: E402
-from benchmarks.record import SIZES, Context, Record, render  # noqa: E402
+from benchmarks.framework.compare import compare  # noqa: E402
+from benchmarks.framework.record import SIZES, Context, Record, render  # noqa: E402
 
 
 def names() -> list[str]:

@@ -12,7 +12,9 @@ from __future__ import annotations
 import argparse
 import platform
 import statistics
-import time
+import sys
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -21,6 +23,10 @@ from sj_ext import functional, host
 from sj_ext.analysis import activation_memory
 from sj_ext.neuron import IMPIFNode, IMPLIFNode, IMPParametricLIFNode
 
+sys.path[:0] = [str(Path(__file__).resolve().parents[1])]  # examples/, also as a script
+
+from timing import interleaved  # noqa: E402
+
 NODES = {
     IMPIFNode: host.neuron.IFNode,
     IMPLIFNode: host.neuron.LIFNode,
@@ -28,28 +34,19 @@ NODES = {
 }
 
 
-def seconds(node, x_seq: torch.Tensor, grad: torch.Tensor) -> float:
-    """Processor time of one sequence forward and backward, from a reset state."""
-    x_seq = x_seq.detach().requires_grad_()
-    host.functional.reset_net(node)
-    start = time.process_time()
-    node(x_seq).backward(grad)
-    return time.process_time() - start
-
-
 def node_ratios(imp, own, shape: tuple[int, ...], repeats: int) -> list[float]:
     """Forward and backward of an IMP node over the host's own, taken in turn."""
     x_seq, grad = torch.randn(shape), torch.randn(shape)
-    ours, hosts = imp(step_mode="m"), own(step_mode="m")
-    for node in (ours, hosts):
-        for _ in range(3):
-            seconds(node, x_seq, grad)
-    ratios = []
-    for i in range(repeats):
-        pair = (ours, hosts) if i % 2 else (hosts, ours)
-        took = {node: seconds(node, x_seq, grad) for node in pair}
-        ratios.append(took[ours] / took[hosts])
-    return ratios
+
+    def sequence(node):
+        host.functional.reset_net(node)
+        x = x_seq.detach().requires_grad_()
+        return lambda: node(x).backward(grad)
+
+    nodes = {"ours": imp(step_mode="m"), "host's": own(step_mode="m")}
+    sides = {name: partial(sequence, node) for name, node in nodes.items()}
+    times = interleaved(sides, repeats, warm_up=3)
+    return [a / b for a, b in zip(times["ours"], times["host's"], strict=True)]
 
 
 def loss_ratios(shape: tuple[int, int, int]) -> dict[tuple[str, str], float]:

@@ -16,7 +16,10 @@ import argparse
 import copy
 import platform
 import statistics
+import sys
 import time
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -26,6 +29,10 @@ import sj_ext
 from sj_ext.analysis import activation_memory
 from sj_ext.layer import TemporalReversible
 from sj_ext.neuron import TurnOffNode
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[1])]  # examples/, also as a script
+
+from timing import interleaved  # noqa: E402
 
 
 class Block(nn.Module):
@@ -134,15 +141,13 @@ def chunks(short: bool, repeats: int) -> None:
     for chunk in (1, 4, num_steps):
         cells.append(copy.deepcopy(base))
         cells[-1].chunk = chunk
-    times: list[list[float]] = [[] for _ in cells]
-    for _ in range(3 * repeats):
-        for cell, own in zip(cells, times, strict=True):
-            start = time.process_time()
-            train_step(cell, x_seq)
-            own.append(time.process_time() - start)
-    for cell, own in zip(cells, times, strict=True):
+    sides = {str(cell.chunk): partial(partial, train_step, cell, x_seq) for cell in cells}
+    times = interleaved(sides, 3 * repeats, warm_up=1)
+    for cell in cells:
         _, step = activation_memory(lambda cell=cell: train_step(cell, x_seq))
-        ratio = statistics.median(b / a for a, b in zip(times[0], own, strict=True))
+        ratio = statistics.median(
+            b / a for a, b in zip(times["1"], times[str(cell.chunk)], strict=True)
+        )
         print(f"chunk {cell.chunk:<4} time {ratio:5.2f}   peak {step.peak / 1e6:6.2f} MB")
 
 

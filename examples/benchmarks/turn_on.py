@@ -18,14 +18,21 @@ import json
 import math
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 
 import torch
 
 from sj_ext import host
 from sj_ext.neuron import TurnOnNode
 from sj_ext.surrogate import Rect
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[1])]  # examples/, also as a script
+
+from timing import interleaved  # noqa: E402
 
 
 def if_node(**arguments) -> torch.nn.Module:
@@ -60,13 +67,11 @@ def whole(node, x_seq):
     return node(x_seq)
 
 
-def seconds(forward: Callable, node, x_seq: torch.Tensor, grad: torch.Tensor) -> float:
-    """Forward and backward, once."""
-    x_seq = x_seq.detach().requires_grad_()
+def training(forward: Callable, node, x_seq: torch.Tensor, grad: torch.Tensor) -> Callable:
+    """Forward and backward, once, from rest."""
+    x = x_seq.detach().requires_grad_()
     node.reset()
-    start = time.perf_counter()
-    forward(node, x_seq).backward(grad)
-    return time.perf_counter() - start
+    return lambda: forward(node, x).backward(grad)
 
 
 def cpu_cell(shape: Sequence[int], learnable: bool, least: int) -> dict[str, list[float]]:
@@ -87,13 +92,11 @@ def cpu_cell(shape: Sequence[int], learnable: bool, least: int) -> dict[str, lis
         "host IF": (whole, if_node()),
         "host LIF": (whole, lif_node()),
     }
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for repeat in range(repeats + 2):
-        for name, (forward, node) in sides.items():
-            taken = seconds(forward, node, x_seq, grad)
-            if repeat >= 2:  # the first rounds warm up
-                times[name].append(taken)
-    return times
+    steps = {
+        name: partial(training, forward, node, x_seq, grad)
+        for name, (forward, node) in sides.items()
+    }
+    return interleaved(steps, repeats, clock=time.perf_counter)
 
 
 def medians(times: dict[str, list[float]]) -> dict[str, float]:

@@ -5,9 +5,9 @@ from fractions import Fraction
 
 import pytest
 import torch
-from benchmarks import peers
-from benchmarks.depth_reversible import DepthReversible
-from benchmarks.record import Context
+from benchmarks.framework.record import Context
+from benchmarks.lib import peers
+from benchmarks.lib.depth_reversible import DepthReversible
 from benchmarks.tables import complexity, imp_figures, memory, reversal_error
 from torch import nn
 

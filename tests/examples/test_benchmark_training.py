@@ -5,8 +5,9 @@ import statistics
 
 import pytest
 import torch
-from benchmarks import images, networks, record, train
-from benchmarks.images import Images
+from benchmarks.framework import record
+from benchmarks.lib import images, networks, train
+from benchmarks.lib.images import Images
 from benchmarks.tables import together
 from torch import nn
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import record
 from benchmarks.__main__ import load, names, run
-from benchmarks.record import SIZES, Context, Record, markdown
+from benchmarks.framework import record
+from benchmarks.framework.record import SIZES, Context, Record, markdown
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "results"

@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from benchmarks.record import Context
+from benchmarks.framework.record import Context
 from benchmarks.tables import scale
 
 

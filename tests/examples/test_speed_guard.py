@@ -5,8 +5,8 @@ import sys
 
 import pytest
 from benchmarks.__main__ import main
-from benchmarks.compare import compare
-from benchmarks.record import Record
+from benchmarks.framework.compare import compare
+from benchmarks.framework.record import Record
 
 
 def record(path, values, table="speed", size="short", **environment):

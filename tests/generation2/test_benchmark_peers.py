@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from benchmarks import peers
+from benchmarks.lib import peers
 
 from sj_ext.analysis import activation_memory
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from benchmarks.images import load
-from benchmarks.record import Context, markdown
-from benchmarks.train import Recipe, accuracy, fit, percent
+from benchmarks.framework.record import Context, markdown
+from benchmarks.lib.images import load
+from benchmarks.lib.train import Recipe, accuracy, fit, percent
 from torch import nn
 
 from sj_ext.functional import tet_s_cross_entropy

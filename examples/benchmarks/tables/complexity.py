@@ -21,8 +21,8 @@ from functools import partial
 
 import numpy
 import torch
-from benchmarks.depth_reversible import DepthReversible
-from benchmarks.record import doubling_axis, markdown
+from benchmarks.framework.record import doubling_axis, markdown
+from benchmarks.lib.depth_reversible import DepthReversible
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop

@@ -11,10 +11,10 @@ import functools
 from dataclasses import dataclass
 
 import torch
-from benchmarks.images import load
-from benchmarks.networks import Zoo, vgg
-from benchmarks.record import Context, markdown
-from benchmarks.train import (
+from benchmarks.framework.record import Context, markdown
+from benchmarks.lib.images import load
+from benchmarks.lib.networks import Zoo, vgg
+from benchmarks.lib.train import (
     Recipe,
     accuracy,
     fit,

@@ -6,10 +6,10 @@ import dataclasses
 from dataclasses import dataclass
 
 import torch
-from benchmarks.images import load
-from benchmarks.networks import integrate_and_fire, lif, sew_resnet
-from benchmarks.record import Context, markdown
-from benchmarks.train import Recipe, accuracy, fit, percent
+from benchmarks.framework.record import Context, markdown
+from benchmarks.lib.images import load
+from benchmarks.lib.networks import integrate_and_fire, lif, sew_resnet
+from benchmarks.lib.train import Recipe, accuracy, fit, percent
 from spikingjelly.activation_based import functional, neuron
 
 import sj_ext

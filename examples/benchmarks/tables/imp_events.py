@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from benchmarks.images import Images, pixels, scaled
-from benchmarks.networks import lif, sew_resnet
-from benchmarks.record import Context, markdown
-from benchmarks.train import Recipe, accuracy, fit, percent
+from benchmarks.framework.record import Context, markdown
+from benchmarks.lib.images import Images, pixels, scaled
+from benchmarks.lib.networks import lif, sew_resnet
+from benchmarks.lib.train import Recipe, accuracy, fit, percent
 from event_camera import event_frames
 from spikingjelly.activation_based import functional, neuron
 

@@ -24,7 +24,7 @@ from fractions import Fraction
 from itertools import pairwise, product
 
 import torch
-from benchmarks.record import markdown
+from benchmarks.framework.record import markdown
 from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
 from torch.nn.functional import cross_entropy

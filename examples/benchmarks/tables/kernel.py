@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 from benchmarks import turn_on
-from benchmarks.record import markdown
+from benchmarks.framework.record import markdown
 
 TITLE = "Kernel of the turn-on neuron"
 IMAGES = False

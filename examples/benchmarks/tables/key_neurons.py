@@ -7,9 +7,9 @@ import statistics
 from dataclasses import dataclass
 
 import torch
-from benchmarks.images import load
-from benchmarks.record import Context, markdown
-from benchmarks.train import in_units
+from benchmarks.framework.record import Context, markdown
+from benchmarks.lib.images import load
+from benchmarks.lib.train import in_units
 from key_neurons import COLUMNS, SpikingResNet, follow
 from torch.utils.data import DataLoader, TensorDataset
 

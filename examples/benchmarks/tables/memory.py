@@ -15,8 +15,8 @@ import statistics
 import time
 
 import torch
-from benchmarks import peers
-from benchmarks.record import doubling_axis, markdown
+from benchmarks.framework.record import doubling_axis, markdown
+from benchmarks.lib import peers
 
 from sj_ext import host
 from sj_ext.analysis import activation_memory

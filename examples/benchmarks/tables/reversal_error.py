@@ -16,7 +16,7 @@ import math
 import statistics
 
 import torch
-from benchmarks.record import doubling_axis, markdown
+from benchmarks.framework.record import doubling_axis, markdown
 from torch import nn
 from torch.nn.functional import interpolate
 

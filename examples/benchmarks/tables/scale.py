@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from unittest import mock
 
 import torch
-from benchmarks.record import markdown
+from benchmarks.framework.record import markdown
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves

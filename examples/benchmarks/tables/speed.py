@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 from benchmarks import imp_node, pruning, reversible, turn_on
-from benchmarks.record import markdown
+from benchmarks.framework.record import markdown
 
 TITLE = "Speed guard: costs over those of a peer"
 IMAGES = False

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from benchmarks.images import load
-from benchmarks.networks import OverTime, Pooled, convolution, lif
-from benchmarks.record import Context, markdown
-from benchmarks.train import Recipe, accuracy, fit, in_units, operations, percent
+from benchmarks.framework.record import Context, markdown
+from benchmarks.lib.images import load
+from benchmarks.lib.networks import OverTime, Pooled, convolution, lif
+from benchmarks.lib.train import Recipe, accuracy, fit, in_units, operations, percent
 from spikingjelly.activation_based import layer, neuron
 from torch import nn
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from benchmarks.record import Context
+from benchmarks.framework.record import Context
+from data import cifar10, digits
 from torch.nn import functional as F
 
 
@@ -45,12 +46,8 @@ def pixels(
 ) -> tuple[Images, Images]:
     """Images in [0, 1] as they are: 32 x 32 in colour, or digits of 8 x 8 in grey."""
     if data_dir is None:
-        from digits import digits
-
         (x, y), (x_test, y_test) = (split.tensors for split in digits())
         return Images(x[:train], y[:train]), Images(x_test[:test], y_test[:test])
-    from prune_cifar10 import cifar10
-
     splits = cifar10(data_dir, True, train), cifar10(data_dir, False, test)
     return tuple(Images(x.float() / 255, y) for x, y in splits)
 

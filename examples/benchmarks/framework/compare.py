@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.record import Record, markdown
+from benchmarks.framework.record import Record, markdown
 
 
 def compare(old: Record, new: Record) -> tuple[str, bool]:

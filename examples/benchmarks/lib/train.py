@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from benchmarks.images import Images, augmented
+from benchmarks.lib.images import Images, augmented
 from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
