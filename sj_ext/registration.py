@@ -30,12 +30,12 @@ NAMES: dict[ModuleType, tuple[ModuleType, tuple[str, ...]]] = {
         functional,
         ("lts_cross_entropy", "sdt_cross_entropy", "tet_cross_entropy", "tet_s_cross_entropy"),
     ),
-    host.layer: (layer, ("ScaledWSConv2d", "TemporalReversible")),
+    host.layer: (layer, ("SSA", "ConvStem", "ScaledWSConv2d", "TemporalReversible")),
 }
 
 #: sub-modules by the host's package that they go to
 SUBMODULES: dict[ModuleType, dict[str, ModuleType]] = {
-    host.model: {"trevsnn": model.trevsnn},
+    host.model: {"transformer": model.transformer, "trevsnn": model.trevsnn},
     sys.modules[HOST_ROOT]: {"pruning": pruning},
 }
 

@@ -228,6 +228,17 @@ def _model(path: str, where, side: int, in_time: bool = True, lif: bool = False,
     return Name(path, where, run)
 
 
+def _transformer(path: str, side: int = 16, channels: int = 3, **arguments) -> Name:
+    """A spiking transformer of ours on small images."""
+
+    def run(make):
+        net = make(num_classes=5, T=T, **arguments)
+        with torch.no_grad():
+            return net.eval()(torch.rand(2, channels, side, side))
+
+    return Name(f"model.transformer.{path}", OURS, run)
+
+
 METHODS = (
     Method(
         "conversion",
@@ -473,11 +484,24 @@ METHODS = (
         "MaxFormer",
         (_model("model.maxformer.maxformer_cifar", NEW, 32, in_time=False, T=T, num_classes=5),),
     ),
+    Method(
+        "transformers",
+        "Spikingformer (membrane shortcut)",
+        (_transformer("spikingformer.spikingformer", patch_size=4, dim=16, depth=1),),
+    ),
+    Method(
+        "transformers",
+        "ConvBN-MaxPool-LIF downsampling (CML)",
+        (
+            _transformer(
+                "spikingformer.spikingformer", downsampling="cml", patch_size=4, dim=16, depth=1
+            ),
+        ),
+        "`downsampling='cml'`; the Spikformer of 2.x has it in its stem",
+    ),
     *(
         Method("transformers", title)
         for title in (
-            "Spikingformer (membrane shortcut)",
-            "ConvBN-MaxPool-LIF downsampling (CML)",
             "Spikformer V2 (spiking convolutional stem)",
             "convolutional tokenizer",
             "Meta-SpikeFormer (spike-driven Transformer V2)",

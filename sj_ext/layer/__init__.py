@@ -1,6 +1,25 @@
-"""Layers: the temporally reversible multi-level cell and weight-standardised convolution."""
+"""Layers: the temporally reversible cell, standardised convolutions, parts of transformers."""
 
+from . import attention, mixer
+from .attention import SSA
+from .conv_bn import ConvBN
+from .fuse import Fusable, fuse
+from .mlp import SpikingMLP
+from .residual import ResidualBlock
 from .scaled_ws import ScaledWSConv2d
+from .stem import ConvStem
 from .temporal_reversible import TemporalReversible
 
-__all__ = ["ScaledWSConv2d", "TemporalReversible"]
+__all__ = [
+    "SSA",
+    "ConvBN",
+    "ConvStem",
+    "Fusable",
+    "ResidualBlock",
+    "ScaledWSConv2d",
+    "SpikingMLP",
+    "TemporalReversible",
+    "attention",
+    "fuse",
+    "mixer",
+]

@@ -1,6 +1,6 @@
 """Models: T-RevSNN."""
 
-from . import trevsnn
+from . import transformer, trevsnn
 from .reparameterization import MapInput, map_inputs, reparameterize
 from .trevsnn import TRevSNN, trevsnn_dvs, trevsnn_small, trevsnn_tiny
 
@@ -9,6 +9,7 @@ __all__ = [
     "TRevSNN",
     "map_inputs",
     "reparameterize",
+    "transformer",
     "trevsnn",
     "trevsnn_dvs",
     "trevsnn_small",

@@ -15,7 +15,9 @@ import torch
 from torch import nn
 
 #: beginnings of the recordings' names, and the module here that builds them
-FAMILIES: dict[str, tuple[str, ...]] = {}
+FAMILIES: dict[str, tuple[str, ...]] = {
+    "spikingformer": ("spikingformer_", "cml_model_spikingformer", "cml_tokenizer"),
+}
 
 
 def build(

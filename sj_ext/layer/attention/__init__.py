@@ -1,0 +1,6 @@
+"""Attention of spikes: one idea a file."""
+
+from .product import SpikeProduct, spike_product
+from .ssa import SSA
+
+__all__ = ["SSA", "SpikeProduct", "spike_product"]

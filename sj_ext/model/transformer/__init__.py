@@ -1,0 +1,14 @@
+"""Spiking transformers: one backbone, one file a family, published weights by name."""
+
+from . import spikingformer
+from .backbone import Head, SpikingTransformer
+from .published import PublishedNames, load_published, published_names
+
+__all__ = [
+    "Head",
+    "PublishedNames",
+    "SpikingTransformer",
+    "load_published",
+    "published_names",
+    "spikingformer",
+]

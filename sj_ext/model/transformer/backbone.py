@@ -1,0 +1,136 @@
+"""The one backbone that every spiking transformer here fills: stem, body, head, over T steps."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ... import checks, host
+from ...layer.spiking import NeuronFactory, new_neuron
+from .published import PublishedNames
+
+__all__ = ["Head", "SpikingTransformer", "initialize_linear"]
+
+
+class SpikingTransformer(nn.Module, host.base.StepModule):
+    r"""A spiking transformer: logits of each step from an image or from event frames.
+
+    .. math::
+        y[t] = \mathrm{head}(\mathrm{body}(\mathrm{stem}(x[t])))
+
+    where only neurons carry anything from one step to the next; call ``functional.reset_net`` after
+    each batch.
+
+    Args:
+        stem: module from the input to a map of tokens.
+        body: the blocks, one module or several in a row.
+        head: module from the map to logits.
+        T: how many steps an image is shown for.
+        in_channels: channels of the input, which is checked.
+        published: how the public program names its weights, for :func:`load_published`.
+
+    Shapes:
+        In step mode ``'m'``, which a new network is in: ``[N, C, H, W]`` is repeated T times,
+        ``[T', N, C, H, W]`` is taken as it is, for any T'; the output is ``[T', N, classes]``
+        (``[1, N, classes]`` where a head joins the steps). In step mode ``'s'``, one step:
+        ``[N, C, H, W]`` to ``[N, classes]``.
+
+    Raises:
+        TypeError: a part is no module.
+        ValueError: ``T`` is below 1, the input has another number of axes or channels, or a layer
+            is in another step mode than the network.
+    """
+
+    def __init__(
+        self,
+        stem: nn.Module,
+        body: nn.Module,
+        head: nn.Module,
+        *,
+        T: int = 4,
+        in_channels: int = 3,
+        published: PublishedNames | None = None,
+    ):
+        super().__init__()
+        self.step_mode = "m"
+        self.stem: nn.Module = checks.module("stem", stem)
+        self.body: nn.Module = checks.module("body", body)
+        self.head: nn.Module = checks.module("head", head)
+        self.T = checks.integer("T", T, at_least=1)
+        self.in_channels = checks.integer("in_channels", in_channels, at_least=1)
+        self.published = published
+        host.functional.set_step_mode(self, "m")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits of every step."""
+        return self.head(self.features(x))
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """What the head reads: the last map, ``[T, N, C, H, W]`` or ``[N, C, H, W]``."""
+        self._check(x)
+        if self.step_mode == "m" and x.dim() == 4:
+            x = x.unsqueeze(0).expand(self.T, *x.shape)
+        return self.body(self.stem(x))
+
+    def extra_repr(self) -> str:
+        return f"T={self.T}, step_mode={self.step_mode}"
+
+    def _check(self, x: torch.Tensor) -> None:
+        ranks = {"s": (4,), "m": (4, 5)}[self.step_mode]
+        if x.dim() not in ranks or x.shape[-3] != self.in_channels:
+            layout = "[N, C, H, W]" + (" or [T, N, C, H, W]" if self.step_mode == "m" else "")
+            raise ValueError(
+                f"x must have shape {layout} with C = {self.in_channels} in step mode "
+                f"{self.step_mode!r}, got {list(x.shape)}"
+            )
+        for name, module in self.named_modules():
+            mode = getattr(module, "step_mode", self.step_mode)
+            if mode != self.step_mode:
+                raise ValueError(
+                    f"step_mode must be one in the whole network: it is {self.step_mode!r}, and "
+                    f"{mode!r} in {name}; use functional.set_step_mode(net, {self.step_mode!r})"
+                )
+
+
+class Head(nn.Module):
+    r"""Classifier: mean over the tokens, an optional neuron, a linear map, all step by step.
+
+    Args:
+        channels: C.
+        num_classes: at least 1.
+        spiking_neuron: makes a neuron in front of the linear map; None for none, so that the map
+            reads real means.
+        bias: of the linear map.
+
+    Shapes:
+        ``[T, N, C, H, W]`` to ``[T, N, classes]``, or without T in step mode ``'s'``.
+
+    Raises:
+        ValueError: a size is below 1.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_classes: int,
+        spiking_neuron: NeuronFactory | None = None,
+        *,
+        bias: bool = True,
+    ):
+        super().__init__()
+        checks.integer("num_classes", num_classes, at_least=1)
+        self.neuron = None if spiking_neuron is None else new_neuron(spiking_neuron)
+        self.linear = nn.Linear(channels, num_classes, bias=bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.mean((-2, -1))
+        return self.linear(x if self.neuron is None else self.neuron(x))
+
+
+def initialize_linear(model: nn.Module, std: float = 0.02) -> None:
+    """Linear layers as the programs begin: truncated normal weights, biases of 0."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=std)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

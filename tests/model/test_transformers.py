@@ -1,0 +1,116 @@
+"""What holds for every spiking transformer, whatever its attention."""
+
+import functools
+
+import pytest
+import torch
+from small_transformers import MODELS
+from torch import nn
+
+import sj_ext
+from sj_ext import host
+from sj_ext.model.transformer import published_names
+
+every_model = pytest.mark.parametrize("small", MODELS.values(), ids=MODELS)
+single_step_models = pytest.mark.parametrize(
+    "small",
+    [s for s in MODELS.values() if s.single_step],
+    ids=[n for n, s in MODELS.items() if s.single_step],
+)
+
+
+def neurons(net):
+    return [m for m in net.modules() if isinstance(m, host.neuron.BaseNode)]
+
+
+@every_model
+def test_an_image_is_shown_t_times_and_a_sequence_as_it_is(small):
+    net = small.net().eval()
+    x = small.input()
+    y = net(x)
+    assert y.shape[1:] == (2, 5)
+    host.functional.reset_net(net)
+    torch.testing.assert_close(net(x.expand(net.T, *x.shape)), y)
+
+
+@every_model
+def test_a_sample_does_not_depend_on_its_neighbours(small):
+    net = small.net().eval()
+    x = small.input(n=3)
+    y = net(x)
+    host.functional.reset_net(net)
+    x[1] = small.input(n=1)[0]
+    changed = net(x)
+    torch.testing.assert_close(changed[:, [0, 2]], y[:, [0, 2]])
+    assert not torch.equal(changed[:, 1], y[:, 1])
+
+
+@single_step_models
+def test_step_by_step_equals_multi_step(small):
+    net = small.net().eval()
+    x_seq = small.input(steps=4)
+    y_seq = net(x_seq)
+    host.functional.reset_net(net)
+    host.functional.set_step_mode(net, "s")
+    torch.testing.assert_close(torch.stack([net(x) for x in x_seq]), y_seq)
+
+
+@every_model
+def test_every_neuron_fires_and_every_parameter_learns(small):
+    net = small.net()
+    net(small.input(n=4)).square().sum().backward()
+    gradients = {name: p.grad for name, p in net.named_parameters()}
+    assert all(g is not None and bool(g.isfinite().all()) for g in gradients.values())
+
+
+@every_model
+def test_any_neuron_with_any_surrogate(small):
+    factory = functools.partial(
+        sj_ext.neuron.IMPLIFNode, tau=1.5, surrogate_function=host.surrogate.ATan()
+    )
+    net = small.net(spiking_neuron=factory)
+    assert {type(node) for node in neurons(net)} == {sj_ext.neuron.IMPLIFNode}
+    assert len({id(node) for node in neurons(net)}) == len(neurons(net))
+    net(small.input(n=4)).sum().backward()
+    assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in net.parameters())
+
+
+@every_model
+def test_reset_brings_back_the_first_output(small):
+    net = small.net().eval()
+    x = small.input()
+    y = net(x)
+    host.functional.reset_net(net)
+    assert torch.equal(net(x), y)
+
+
+@every_model
+def test_wrong_input_is_told_in_one_sentence(small):
+    net = small.net().eval()
+    c, h, w = small.shape
+    with pytest.raises(ValueError, match=f"x must have shape .* with C = {c}"):
+        net(torch.randn(2, c + 1, h, w))
+    with pytest.raises(ValueError, match="x must have shape"):
+        net(torch.randn(c, h, w))
+    next(m for m in net.stem.modules() if isinstance(m, nn.Conv2d)).step_mode = "s"
+    with pytest.raises(ValueError, match="step_mode must be one in the whole network"):
+        net(small.input())
+
+
+@every_model
+def test_arguments_out_of_range(small):
+    with pytest.raises(ValueError, match="T must be"):
+        small.build(T=0)
+    with pytest.raises(TypeError, match="T must be"):
+        small.build(T=2.0)
+    with pytest.raises(ValueError, match="num_classes must be"):
+        small.build(num_classes=0)
+    with pytest.raises(TypeError, match="spiking_neuron must be"):
+        small.build(spiking_neuron=host.neuron.LIFNode())
+    with pytest.raises(TypeError, match="spiking_neuron must be"):
+        small.build(spiking_neuron=dict)
+
+
+def test_names_of_a_program_are_asked_for_of_a_model_only():
+    with pytest.raises(TypeError, match="published weights"):
+        published_names(nn.Linear(2, 2), {})

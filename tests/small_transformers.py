@@ -1,0 +1,51 @@
+"""A small network of every spiking transformer: what the tests of them all run through."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import nn
+
+from sj_ext.model.transformer import spikingformer
+
+
+@dataclass(frozen=True)
+class Small:
+    """How to build one, and what it takes."""
+
+    build: partial
+    #: of one sample at one step
+    shape: tuple[int, ...] = (3, 16, 16)
+    #: whether it also runs step by step
+    single_step: bool = True
+
+    def net(self, **changes) -> nn.Module:
+        """One whose normalisations are neither fresh nor alike, so that its neurons fire."""
+        net = self.build(**changes)
+        for module in net.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.uniform_(module.weight, 0.8, 1.6)
+                nn.init.normal_(module.bias, 0.5, 0.3)
+                nn.init.normal_(module.running_mean, 0.0, 0.1)
+                nn.init.uniform_(module.running_var, 0.1, 0.4)
+        return net
+
+    def input(self, n=2, steps=None):
+        lead = (n,) if steps is None else (steps, n)
+        return torch.randn(*lead, *self.shape)
+
+
+_small = {"num_classes": 5, "T": 3, "dim": 16, "depth": 1, "num_heads": 2, "mlp_ratio": 2}
+
+#: by the method's name
+MODELS: dict[str, Small] = {
+    "spikingformer": Small(
+        partial(spikingformer.spikingformer, patch_size=4, downsampling="original", **_small)
+    ),
+    "spikingformer_imagenet": Small(
+        partial(spikingformer.spikingformer, patch_size=16, **_small), (3, 32, 32)
+    ),
+    "spikingformer_cml": Small(
+        partial(spikingformer.spikingformer, patch_size=4, downsampling="cml", **_small)
+    ),
+}
