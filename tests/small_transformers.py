@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from sj_ext.model.transformer import spikingformer
+from sj_ext.model.transformer import spikformer, spikingformer
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,14 @@ _small = {"num_classes": 5, "T": 3, "dim": 16, "depth": 1, "num_heads": 2, "mlp_
 
 #: by the method's name
 MODELS: dict[str, Small] = {
+    "spikformer": Small(partial(spikformer.spikformer, patch_size=4, **_small)),
+    "spikformer_cml": Small(
+        partial(spikformer.spikformer, patch_size=4, downsampling="cml", **_small)
+    ),
+    "spikformer_v2": Small(partial(spikformer.spikformer_v2, **_small), (3, 32, 32)),
+    "spikformer_v2_membrane": Small(
+        partial(spikformer.spikformer_v2, shortcut="membrane", **_small), (3, 32, 32)
+    ),
     "spikingformer": Small(
         partial(spikingformer.spikingformer, patch_size=4, downsampling="original", **_small)
     ),
@@ -49,3 +57,9 @@ MODELS: dict[str, Small] = {
         partial(spikingformer.spikingformer, patch_size=4, downsampling="cml", **_small)
     ),
 }
+
+
+def parameters(build, **arguments) -> int:
+    """How many parameters a network has, without making them."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in build(**arguments).parameters())

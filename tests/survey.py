@@ -499,10 +499,15 @@ METHODS = (
         ),
         "`downsampling='cml'`; the Spikformer of 2.x has it in its stem",
     ),
+    Method(
+        "transformers",
+        "Spikformer V2 (spiking convolutional stem)",
+        (_transformer("spikformer.spikformer_v2", side=32, dim=16, depth=1),),
+        "a reading of the paper, which has no public program",
+    ),
     *(
         Method("transformers", title)
         for title in (
-            "Spikformer V2 (spiking convolutional stem)",
             "convolutional tokenizer",
             "Meta-SpikeFormer (spike-driven Transformer V2)",
             "dual spike self-attention (SpikingResformer)",

@@ -25,6 +25,8 @@ ALLOWED = {
     "sj_ext.ops.bits._BYTE_TO_MASKS": "a table that is only read",
     "sj_ext.ops.turn_on.launch._kernel": "a cache: compiling twice gives the same kernel",
     "sj_ext.ops.turn_on.launch._cupy": "a cache of an imported module",
+    "sj_ext.model.transformer.spikformer.NAMES": "a table that is only read",
+    "sj_ext.model.transformer.spikformer.STAGES": "a table that is only read",
     "sj_ext.model.transformer.spikingformer.NAMES": "a table that is only read",
     "sj_ext.model.transformer.spikingformer.STAGES": "a table that is only read",
     "sj_ext.layer.temporal_reversible.replay._GENERATORS": "a lock",

@@ -39,6 +39,7 @@ MODULES = (
     "sj_ext.loss",
     "sj_ext.model",
     "sj_ext.model.transformer",
+    "sj_ext.model.transformer.spikformer",
     "sj_ext.model.transformer.spikingformer",
     "sj_ext.neuron",
     "sj_ext.pruning",

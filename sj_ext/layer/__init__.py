@@ -8,9 +8,11 @@ from .mlp import SpikingMLP
 from .residual import ResidualBlock
 from .scaled_ws import ScaledWSConv2d
 from .stem import ConvStem
+from .stem_scs import SCS
 from .temporal_reversible import TemporalReversible
 
 __all__ = [
+    "SCS",
     "SSA",
     "ConvBN",
     "ConvStem",

@@ -6,6 +6,7 @@ import pathlib
 import numpy
 import pytest
 import torch
+from small_transformers import parameters
 
 from sj_ext.layer import SSA
 from sj_ext.layer.spiking import lif
@@ -20,11 +21,6 @@ def recorded(stem):
     z = numpy.load(RECORDINGS / f"{stem}.npz")
     state = {k[6:]: torch.from_numpy(z[k]) for k in z.files if k.startswith("param/")}
     return state
-
-
-def parameters(build, **arguments):
-    with torch.device("meta"):
-        return sum(p.numel() for p in build(**arguments).parameters())
 
 
 @pytest.mark.parametrize("downsampling", ["original", "cml"])

@@ -1,6 +1,6 @@
 """Spiking transformers: one backbone, one file a family, published weights by name."""
 
-from . import spikingformer
+from . import spikformer, spikingformer
 from .backbone import Head, SpikingTransformer
 from .published import PublishedNames, load_published, published_names
 
@@ -10,5 +10,6 @@ __all__ = [
     "SpikingTransformer",
     "load_published",
     "published_names",
+    "spikformer",
     "spikingformer",
 ]
