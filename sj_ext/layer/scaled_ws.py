@@ -4,7 +4,10 @@ r"""Convolution with scaled weight standardisation, in place of batch normalisat
     \hat w_c = g_c \frac{w_c - \mathrm{mean}(w_c)}{\sqrt{n \, \mathrm{var}(w_c) + \epsilon}}
 
 for each output channel c, with the fan-in :math:`n` and a learnable gain :math:`g_c`. A layer whose
-input has unit variance keeps it, without statistics of the data.
+input has unit variance keeps it, without statistics of the data. Programs that add
+:math:`\epsilon` to the variance before they scale it (timm) add :math:`n \epsilon` here, which
+matters as soon as weights are small: at a standard deviation of 0.02 and a fan-in of 400,
+:math:`n\,\mathrm{var}` is 0.16.
 
 The standardised weight is as large as the weight and is made anew in each call. Autograd would keep
 it (and the centred weight) for each call until the backward pass; here each call keeps its input
@@ -23,7 +26,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from .. import host
+from .. import checks, host
 
 __all__ = ["ScaledWSConv2d", "standardize", "standardize_backward"]
 
@@ -136,17 +139,22 @@ class ScaledWSConv2d(host.layer.Conv2d):
     r"""2D convolution whose weight is standardised and scaled in each call.
 
     .. math::
-        w' = g \frac{w - \mathrm{mean}(w)}{\sqrt{\mathrm{fan}\, \mathrm{var}(w) + \epsilon}}
+        w' = g \frac{w - \mathrm{mean}(w)}{\sqrt{n\, \mathrm{var}(w) + \epsilon}}
+        \quad\text{or}\quad
+        w' = g \frac{w - \mathrm{mean}(w)}{\sqrt{n\, (\mathrm{var}(w) + \epsilon)}}
 
-    with mean and variance over each output channel and g the gain. What a call keeps in memory
-    stands at the top of this module. Gradients of first order only.
+    with the fan-in n, mean and variance over each output channel and g the gain. What a call keeps
+    in memory stands at the top of this module. Gradients of first order only.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding: as PyTorch's ``nn.Conv2d``.
         dilation, groups, bias, padding_mode: as PyTorch's ``nn.Conv2d``.
         step_mode: ``'s'`` or ``'m'``.
         gain_init: first value of the gain, one per output channel.
-        eps: added to fan-in times variance.
+        eps: keeps the root away from 0.
+        eps_in: what ``eps`` is added to: ``'sum'``, the fan-in times the variance (the first
+            equation), or ``'variance'``, the variance alone (the second, as timm and the networks
+            trained with it have it).
 
     Shapes:
         ``[N, C, H, W]`` in step mode ``'s'``, ``[T, N, C, H, W]`` in step mode ``'m'``.
@@ -154,15 +162,19 @@ class ScaledWSConv2d(host.layer.Conv2d):
     Attributes:
         weight: the weight before standardisation.
         gain: ``[out_channels, 1, 1, 1]``.
+        eps: what is added to the fan-in times the variance: the argument of that name, times the
+            fan-in with ``eps_in='variance'``.
 
     Raises:
-        ValueError: one weight per output channel (its variance is 0), or ``eps`` not above 0.
+        ValueError: one weight per output channel (its variance is 0), ``eps`` not above 0, or an
+            unknown ``eps_in``.
 
     Source: arXiv 2101.08692.
     """
 
     #: see :func:`sj_ext.parameter_groups`
     no_weight_decay = frozenset({"gain"})
+    eps_in = "sum"
 
     def __init__(
         self,
@@ -179,6 +191,7 @@ class ScaledWSConv2d(host.layer.Conv2d):
         *,
         gain_init: float = 1.0,
         eps: float = 1e-6,
+        eps_in: str = "sum",
     ):
         super().__init__(
             in_channels,
@@ -198,10 +211,14 @@ class ScaledWSConv2d(host.layer.Conv2d):
                 f" (one alone has no variance to divide by), got in_channels={in_channels}, "
                 f"groups={groups}, kernel_size={kernel_size}"
             )
-        if not eps > 0:
-            raise ValueError(f"eps must be above 0, got {eps!r}")
         self.gain = nn.Parameter(torch.full((out_channels, 1, 1, 1), float(gain_init)))
-        self.eps = eps
+        self.set_eps(eps, eps_in)
+
+    def set_eps(self, eps: float, eps_in: str = "sum") -> None:
+        """Change ``eps`` and what it is added to; the arguments of the constructor."""
+        eps = checks.number("eps", eps, above=0)
+        self.eps_in = checks.choice("eps_in", eps_in, ("sum", "variance"))
+        self.eps = eps * self.weight[0].numel() if eps_in == "variance" else eps
 
     def effective_weight(self) -> torch.Tensor:
         """The standardised weight that the convolution multiplies with."""
@@ -223,4 +240,4 @@ class ScaledWSConv2d(host.layer.Conv2d):
         )
 
     def extra_repr(self) -> str:
-        return super().extra_repr() + f", eps={self.eps}"
+        return super().extra_repr() + f", eps={self.eps:.4g}, eps_in={self.eps_in!r}"

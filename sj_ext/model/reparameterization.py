@@ -25,8 +25,8 @@ from torch import nn
 
 from ..layer.scaled_ws import ScaledWSConv2d
 from ..observe import at_rest, watching
-from .blocks import BlockTail, SpikingBlock, effective
-from .trevsnn import TRevSNN
+from .trevsnn.blocks import BlockTail, SpikingBlock, effective
+from .trevsnn.model import TRevSNN
 
 __all__ = ["ComposedConv2d", "MapInput", "map_inputs", "reparameterize"]
 

@@ -128,3 +128,16 @@ def test_bad_arguments_are_named():
         ScaledWSConv2d(4, 4, 1, groups=4)
     with pytest.raises(ValueError, match="eps must be above 0, got 0"):
         ScaledWSConv2d(4, 4, 3, eps=0)
+    with pytest.raises(ValueError, match="eps_in must be one of .* got 'mean'"):
+        ScaledWSConv2d(4, 4, 3, eps_in="mean")
+
+
+def test_eps_may_be_added_to_the_variance():
+    """As timm has it, with weights so small that it matters."""
+    conv = ScaledWSConv2d(6, 5, 3, eps=1e-3, eps_in="variance").double()
+    torch.nn.init.normal_(conv.weight, std=0.02)
+    var, mean = torch.var_mean(conv.weight, (1, 2, 3), unbiased=False, keepdim=True)
+    wanted = conv.gain * (conv.weight - mean) / (54 * (var + 1e-3)).sqrt()
+    torch.testing.assert_close(conv.effective_weight(), wanted)
+    conv.set_eps(1e-3)
+    assert (conv.effective_weight() - wanted).norm() > 0.1 * wanted.norm()

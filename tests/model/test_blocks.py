@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sj_ext.analysis import activation_memory
-from sj_ext.model.blocks import BlockTail, SpikingBlock
+from sj_ext.model.trevsnn.blocks import BlockTail, SpikingBlock
 from sj_ext.neuron import TurnOffNode
 from sj_ext.surrogate import DSpike, Rect
 

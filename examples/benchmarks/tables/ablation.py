@@ -17,7 +17,7 @@ from torch import nn
 
 from sj_ext.functional import tet_s_cross_entropy
 from sj_ext.model import TRevSNN
-from sj_ext.model.blocks import SpikingBlock
+from sj_ext.model.trevsnn.blocks import SpikingBlock
 
 TITLE = "Ablations of T-RevSNN: the number of columns T, and the scaled residual"
 

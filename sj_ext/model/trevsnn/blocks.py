@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..layer.scaled_ws import ScaledWSConv2d
-from ..neuron.turn_off import TurnOffNode
-from ..ops.windows import rectangular_window
-from ..surrogate import Rect
-from .block_op import Firing, spiking_block
+from ...layer.scaled_ws import ScaledWSConv2d
+from ...neuron.turn_off import TurnOffNode
+from ...ops.windows import rectangular_window
+from ...surrogate import Rect
+from ..block_op import Firing, spiking_block
 
 __all__ = [
     "BlockTail",

@@ -17,9 +17,9 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from .. import host
-from ..layer import TemporalReversible
-from ..surrogate import Rect
+from ... import checks, host
+from ...layer import ScaledWSConv2d, TemporalReversible
+from ...surrogate import Rect
 from .blocks import (
     BlockTail,
     EventStem,
@@ -57,6 +57,17 @@ class TRevSNN(nn.Module, host.base.MultiStepModule):
         events: the input is a sequence of event frames.
         stem_channels: channels that the stem of a static image makes; by default what ``encode``
             needs, T times the first level's or the first level's.
+        init: first values of the convolutions. ``'torch'``: PyTorch's own. ``'published'`` (the
+            paper's program): weights from a normal distribution of standard deviation 0.02, biases
+            0.
+        eps_in: where weight standardisation adds its 1e-6, see
+            :class:`~sj_ext.layer.ScaledWSConv2d`; by default as the source of ``norm`` has it,
+            ``'sum'`` with ``'ws'`` and ``'variance'`` with ``'bn'``. Weights that were trained with
+            one of them give other outputs with the other.
+        momentum: of the running statistics with ``norm='bn'``,
+            ``running = (1 - momentum) running + momentum batch``, once per step and forward pass.
+            The paper's program moves them twice by 0.1 (its backward pass runs the forward pass
+            again), which is ``momentum=0.19``.
 
     Shapes:
         input ``[N, 3, H, W]``, or ``[T, N, 2, H, W]`` for events; H and W multiples of 16 (4 for
@@ -84,9 +95,14 @@ class TRevSNN(nn.Module, host.base.MultiStepModule):
         memory: str = "reversible",
         events: bool = False,
         stem_channels: int | None = None,
+        init: str = "torch",
+        eps_in: str | None = None,
+        momentum: float = 0.1,
     ):
         super().__init__()
         _check(channels, num_classes, num_steps, kernel_size, encode, norm)
+        checks.choice("init", init, ("torch", "published"))
+        momentum = checks.number("momentum", momentum, at_least=0, at_most=1)
         self.channels = tuple(channels)
         self.num_classes, self.num_steps = num_classes, num_steps
         self.events, self.encode, self.norm = events, encode, norm
@@ -112,6 +128,20 @@ class TRevSNN(nn.Module, host.base.MultiStepModule):
             PooledHead(last, num_classes) for _ in range(0 if events else num_steps - 1)
         )
         self.head = SpikeHead(last, num_classes)
+        self.eps_in = ("variance" if norm == "bn" else "sum") if eps_in is None else eps_in
+        self._set_up_parts(self.eps_in, momentum, published_init=init == "published")
+
+    def _set_up_parts(self, eps_in: str, momentum: float, *, published_init: bool) -> None:
+        """What holds for all parts alike."""
+        for module in self.modules():
+            if isinstance(module, ScaledWSConv2d):
+                module.set_eps(1e-6, eps_in)
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = momentum
+            if published_init and isinstance(module, nn.Conv2d):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def supported_step_mode(self) -> tuple[str, ...]:
         """Only ``'m'``: a forward pass is a whole sequence, one column per step."""
@@ -325,9 +355,5 @@ def _check(
         raise ValueError(f"kernel_size must be odd and positive, got {kernel_size!r}")
     if norm == "ws" and kernel_size == 1:
         raise ValueError("kernel_size must be at least 3 with norm='ws', got 1")
-    for name, value, allowed in (
-        ("encode", encode, ("group", "repeat")),
-        ("norm", norm, ("ws", "bn")),
-    ):
-        if value not in allowed:
-            raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
+    checks.choice("encode", encode, ("group", "repeat"))
+    checks.choice("norm", norm, ("ws", "bn"))
