@@ -44,8 +44,12 @@ GROUPS: dict[str, tuple[list[str], list[str]]] = {
         ],
     ),
     "losses": (
-        ["sj_ext/functional/loss.py", "sj_ext/loss.py"],
-        ["tests/functional/test_loss.py", "tests/test_loss.py"],
+        ["sj_ext/functional/loss*.py", "sj_ext/loss.py"],
+        [
+            "tests/functional/test_loss.py",
+            "tests/functional/test_loss_options.py",
+            "tests/test_loss.py",
+        ],
     ),
 }
 #: mutants that compute the same as the original: (file, line before, line after), and why
@@ -55,13 +59,6 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "through = self._through_surrogate(-1, level, spikes, state)",
         "through = self._through_surrogate(-2, level, spikes, state)",
     ): "any number below 0 stands for the state before the call: no window is on record for it",
-    (
-        "sj_ext/functional/loss.py",
-        "_check_values(values, (values >= 0).all(-1) & one, "
-        "'probabilities from 0 to 1 that add up to 1 for each sample')",
-        "_check_values(values, (values >= 0).all(--1) & one, "
-        "'probabilities from 0 to 1 that add up to 1 for each sample')",
-    ): "axis 1 is the last one of [N, C]",
 }
 
 LEAST = 0.85

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from .. import checks, host
-from ..functional.loss import check_y_seq
+from ..functional.loss_inputs import check_y_seq
 from ..observe import at_rest
 from .axes import axes_or_new
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+#: wrappers that hold a model in ``module``, and in evaluation do no more than call it
+_WRAPPERS: tuple[Any, ...] = (
+    nn.DataParallel,
+    nn.parallel.DistributedDataParallel,
+    AveragedModel,
+)
 
 
 @overload
@@ -47,13 +55,16 @@ def per_step_accuracy(
         per_step_accuracy(model, batches, num_steps=4)
 
     The second puts every batch through the model in evaluation mode without gradients and from
-    reset, and leaves every module's state and train or eval flag as they were.
-    Batches go to the device of the model's parameters. Wrap ``batches`` in ``tqdm`` for a bar.
+    reset, and leaves every module's state and train or eval flag as they were. A model that answers
+    with the last step alone in evaluation and has a method ``step_logits``, as
+    :class:`~sj_ext.model.TRevSNN` does, is asked through that method. Batches go to the device of
+    the model's parameters. Wrap ``batches`` in ``tqdm`` for a bar.
 
     Args:
-        outputs: Outputs ``[T, N, C]``, or a multi-step model that returns them.
-        targets: Class indices ``[N]``; with a model an iterable of ``(x, target)``, such as a
-            ``DataLoader``.
+        outputs: Outputs ``[T, N, C]`` (dense: ``[T, N, C, *]``), or a multi-step model that returns
+            them.
+        targets: Class indices ``[N]`` (dense: ``[N, *]``); with a model an iterable of
+            ``(x, target)``, such as a ``DataLoader``.
         cumulative: Predict from the mean of the outputs so far.
         num_steps: With a model: repeat each ``x`` ``[N, *]`` over this many steps (without a copy)
             to ``[T, N, *]``. By default the model gets ``x`` as it comes.
@@ -70,7 +81,7 @@ def per_step_accuracy(
     if isinstance(outputs, Tensor):
         if num_steps is not None:
             raise TypeError("num_steps goes with a model; y_seq has its time steps already")
-        right, count = _right(outputs, targets, cumulative), len(targets)
+        right, count = _right(outputs, targets, cumulative), targets.numel()
     elif isinstance(outputs, nn.Module):
         right, count = _run(outputs, targets, cumulative, num_steps)
     else:
@@ -113,16 +124,17 @@ def _right(y_seq: Tensor, target: Tensor, cumulative: bool) -> Tensor:
     check_y_seq(y_seq)
     if not isinstance(target, Tensor):
         raise TypeError(f"target must be a tensor of class indices, got {type(target).__name__}")
-    if target.shape != y_seq.shape[1:2]:
+    shape = [y_seq.shape[1], *y_seq.shape[3:]]
+    if list(target.shape) != shape:
         raise ValueError(
-            f"target must hold class indices of the shape [N], here [{y_seq.shape[1]}], "
-            f"got {list(target.shape)}"
+            f"target must hold class indices of the shape [N], here {shape}, got "
+            f"{list(target.shape)}"
         )
     if target.dtype == torch.bool or target.is_floating_point() or target.is_complex():
         raise TypeError(f"target must be of an integer dtype, got {target.dtype}")
     if cumulative:
         y_seq = y_seq.cumsum(0)  # the same largest class as the mean
-    return (y_seq.argmax(-1) == target).sum(1)
+    return (y_seq.argmax(2) == target).flatten(1).sum(1)
 
 
 def _run(
@@ -133,6 +145,7 @@ def _run(
 ) -> tuple[Tensor, int]:
     if num_steps is not None:
         checks.integer("num_steps", num_steps, at_least=1)
+    all_steps = _all_steps(model)
     parameter = next(model.parameters(), None)
     right: Tensor | None = None
     count = 0
@@ -142,7 +155,7 @@ def _run(
                 x, target = x.to(parameter.device), target.to(parameter.device)
             if num_steps is not None:
                 x = x.expand(num_steps, *x.shape)
-            y_seq = model(x)
+            y_seq = all_steps(x)
             host.functional.reset_net(model)
             batch = _right(y_seq, target, cumulative)
             if right is not None and batch.shape != right.shape:
@@ -151,7 +164,16 @@ def _run(
                     f"{len(batch)} after {len(right)}"
                 )
             right = batch if right is None else right + batch
-            count += len(target)
+            count += target.numel()
     if right is None:
         raise ValueError("batches is empty")
     return right, count
+
+
+def _all_steps(model: nn.Module) -> Callable[[Tensor], Any]:
+    """What gives the logits of all steps: a method of the model's own, or the model."""
+    inner = model
+    while isinstance(inner, _WRAPPERS):
+        inner = inner.module
+    own = getattr(inner, "step_logits", None)
+    return own if callable(own) else model

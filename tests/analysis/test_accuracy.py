@@ -7,6 +7,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from sj_ext import host
 from sj_ext.analysis import per_step_accuracy, plot_per_step_accuracy
+from sj_ext.functional import tet_cross_entropy
+from sj_ext.model import TRevSNN
 
 
 def by_hand(y_seq, target, cumulative):
@@ -107,3 +109,29 @@ def test_plot_shows_the_numbers():
     assert len(plot_per_step_accuracy(accuracy).lines) == 1
     with pytest.raises(ValueError, match="accuracies is empty"):
         plot_per_step_accuracy({})
+
+
+@pytest.mark.parametrize("wrap", [lambda net: net, torch.optim.swa_utils.AveragedModel])
+@pytest.mark.parametrize("events", [False, True])
+def test_a_model_that_answers_with_the_last_step_in_evaluation(wrap, events):
+    net = TRevSNN((4, 4, 4, 4), 3, 2, events=events, norm="bn")
+    x = torch.rand(2, 5, 2, 16, 16) if events else torch.rand(5, 3, 16, 16)
+    target = torch.randint(3, (5,))
+    accuracy = per_step_accuracy(wrap(net), [(x, target)])
+    assert net.training
+    with torch.no_grad():
+        expected = net.eval().step_logits(x)
+    assert len(accuracy) == (1 if events else 2)
+    assert accuracy.tolist() == by_hand(expected, target, False)
+    assert torch.isfinite(tet_cross_entropy(expected, target))
+    with pytest.raises(ValueError, match="step_logits"):
+        tet_cross_entropy(net(x), target)
+    with pytest.raises(ValueError, match="step_logits"):
+        per_step_accuracy(net(x), target)
+
+
+def test_dense_outputs():
+    y_seq, target = torch.randn(3, 4, 5, 6, 7), torch.randint(5, (4, 6, 7))
+    accuracy = per_step_accuracy(y_seq, target)
+    flat = y_seq.permute(0, 1, 3, 4, 2).flatten(1, 3)
+    assert accuracy.tolist() == by_hand(flat, target.flatten(), False)

@@ -244,8 +244,9 @@ def expect(error, match, y_seq, target):
 
 def test_y_seq_must_have_a_time_axis():
     target = torch.zeros(4, dtype=torch.long)
-    expect(ValueError, r"y_seq .*\[T, N, C\], got \[4, 5\].*time axis", torch.randn(4, 5), target)
-    expect(ValueError, r"y_seq .*got \[1, 2, 4, 5\]", torch.randn(1, 2, 4, 5), target)
+    expect(ValueError, r"y_seq .*\[T, N, C\].*got \[4, 5\].*time axis", torch.randn(4, 5), target)
+    expect(ValueError, r"y_seq .*got \[4, 5\].*step_logits", torch.randn(4, 5), target)
+    expect(ValueError, r"y_seq .*\[T, N, C\].*got \[4\]", torch.randn(4), target)
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 5), (3, 0, 5), (3, 4, 0)])
@@ -261,9 +262,9 @@ def test_wrong_types():
     expect(TypeError, "target must be a tensor.*list", torch.randn(3, 4, 5), [0, 1, 2, 3])
 
 
-@pytest.mark.parametrize("shape", [(), (3,), (5,), (3, 4), (4, 4), (4, 1), (3, 4, 5), (1, 4)])
+@pytest.mark.parametrize("shape", [(), (3,), (5,), (4, 4), (4, 1), (4, 3, 5), (1, 4), (3, 4, 5, 1)])
 def test_target_of_the_wrong_shape(shape):
-    message = r"target .*\[4\] or \[4, 5\], got \["
+    message = r"target .*\[4\] or \[4, 5\], or .* \[3, 4\] or \[3, 4, 5\], got \["
     expect(ValueError, message, torch.randn(3, 4, 5), torch.zeros(shape))
     expect(ValueError, message, torch.randn(3, 4, 5), torch.zeros(shape, dtype=torch.long))
 
@@ -302,12 +303,12 @@ def test_target_on_another_device():
 @pytest.mark.parametrize("value", [-0.1, 1.1, math.nan, math.inf])
 def test_numbers_out_of_range(value):
     y_seq, target = make(2, 3, 4, False)
-    with pytest.raises(ValueError, match="lamb must be between 0 and 1, got"):
+    with pytest.raises(ValueError, match="lamb must be .*between 0 and 1, got"):
         tet_cross_entropy(y_seq, target, lamb=value)
-    with pytest.raises(ValueError, match="label_smoothing must be between 0 and 1, got"):
+    with pytest.raises(ValueError, match="label_smoothing must be .*between 0 and 1, got"):
         tet_s_cross_entropy(y_seq, target, label_smoothing=value)
     if not math.isfinite(value):
-        with pytest.raises(ValueError, match="means must be finite, got"):
+        with pytest.raises(ValueError, match="means must be a finite number, got"):
             tet_cross_entropy(y_seq, target, means=value)
 
 
@@ -315,9 +316,9 @@ def test_numbers_out_of_range(value):
 def test_numbers_of_the_wrong_type(value):
     y_seq, target = make(2, 3, 4, False)
     for name in ("means", "lamb"):
-        with pytest.raises(TypeError, match=f"{name} must be a number, got"):
+        with pytest.raises(TypeError, match=f"{name} must be a number.*, got"):
             tet_cross_entropy(y_seq, target, **{name: value})
-    with pytest.raises(TypeError, match="label_smoothing must be a number, got"):
+    with pytest.raises(TypeError, match="label_smoothing must be a number.*, got"):
         tet_s_cross_entropy(y_seq, target, label_smoothing=value)
 
 
