@@ -5,7 +5,18 @@
 :func:`registered`. The same objects are importable from here.
 """
 
-from . import analysis, checkpoint, functional, layer, loss, model, neuron, pruning, surrogate
+from . import (
+    analysis,
+    checkpoint,
+    functional,
+    layer,
+    loss,
+    memory,
+    model,
+    neuron,
+    pruning,
+    surrogate,
+)
 from ._version import __version__
 from .parameters import parameter_groups
 from .registration import register, registered, unregister
@@ -18,6 +29,7 @@ __all__ = [
     "functional",
     "layer",
     "loss",
+    "memory",
     "model",
     "neuron",
     "parameter_groups",

@@ -6,7 +6,7 @@ import sys
 from types import ModuleType
 from typing import NamedTuple
 
-from . import functional, host, layer, model, neuron, pruning, surrogate
+from . import functional, host, layer, memory, model, neuron, pruning, surrogate
 
 __all__ = ["Registration", "register", "registered", "unregister"]
 
@@ -36,7 +36,7 @@ NAMES: dict[ModuleType, tuple[ModuleType, tuple[str, ...]]] = {
 #: sub-modules by the host's package that they go to
 SUBMODULES: dict[ModuleType, dict[str, ModuleType]] = {
     host.model: {"transformer": model.transformer, "trevsnn": model.trevsnn},
-    sys.modules[HOST_ROOT]: {"pruning": pruning},
+    sys.modules[HOST_ROOT]: {"memory": memory, "pruning": pruning},
 }
 
 

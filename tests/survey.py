@@ -196,6 +196,12 @@ def _reversible(cell_class):
     return cell_class([Level(), Level()], [0.5, 0.5])(torch.rand(T, 2, 5))
 
 
+def _compacted(compact):
+    net = nn.Sequential(host.layer.Linear(5, 5), host.neuron.LIFNode())
+    host.functional.set_step_mode(net, "m")
+    return compact(net, torch.rand(T, 2, 5))(torch.rand(T, 2, 5))
+
+
 def _prune(pruner_class, **arguments):
     net = nn.Linear(20, 10)
     pruner = pruner_class(net, budget=0.2, schedule=8, first=True, **arguments)
@@ -312,6 +318,11 @@ METHODS = (
         (Name("layer.TemporalReversible", OURS, _reversible),),
     ),
     Method("direct training", "spatially reversible blocks (RevSNN)"),
+    Method(
+        "direct training",
+        "recomputation from recorded spikes, for any network",
+        (Name("memory.compact", OURS, _compacted),),
+    ),
     Method("losses", "SDT", (losing("functional.sdt_cross_entropy", OURS),)),
     Method(
         "losses",

@@ -1,0 +1,232 @@
+"""Training a network that exists in a fraction of the memory: segments, recorded as bits."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import checks
+from .function import run_segment
+from .kinds import steps_of, why_not
+from .pending import Pending, computed
+from .report import Compaction
+from .saved import packed_saves
+from .segment import Segment, may_follow
+from .trace import find_segments, forwards_of, segment_of
+
+__all__ = ["compact"]
+
+
+def compact(
+    model: nn.Module,
+    example_input: Any = None,
+    *,
+    slices: int = 1,
+    recompute: str = "segments",
+    exclude: Collection[str] = (),
+    segments: Sequence[Sequence[str]] | None = None,
+) -> Any:
+    r"""``model`` with the same parameters, outputs and gradients, which holds bits.
+
+    The network is cut into segments: convolution or linear layer, normalisation, neuron, pooling.
+    In training, each is one autograd function. It holds its input as bit planes if these are
+    spikes or small sums of spikes (looked at on every call; anything else is held as it is), the
+    spikes of its own neurons at one bit each, and the mean and variance of its batch norm. The
+    backward pass runs it again from this record. Its neurons fire again what is on record, so no
+    rounding can flip a spike. With :math:`z` the input of the batch norm, the sums over the whole
+    batch that its gradient needs are taken in a pass of their own, so that the recomputation goes
+    slice by slice:
+
+    .. math::
+        \nabla z = \frac{\gamma}{\sqrt{v + \epsilon}} \left(\nabla y
+        - \frac{1}{n} \sum \nabla y - \frac{\hat z}{n} \sum \nabla y\, \hat z\right).
+
+    What is in no segment runs as it is; what it saves is held as bits where that loses nothing.
+    In evaluation mode, without gradients, and where a module of a segment has hooks or a neuron
+    was given a potential, segments run as they are, too.
+
+    The network that comes back shares all modules, parameters and buffers with ``model``, which
+    can be run as before. After a forward pass in training the potentials of neurons in segments
+    are not kept: reset the network before the next one.
+
+    Args:
+        model: a network of modules that work on sequences ``[T, N, *]``.
+        example_input: the arguments that the network is run on once to find its segments: a
+            tensor, or a tuple of arguments. Two small images do. The network is left as it was.
+        slices: into how many slices the batch is cut in a segment, at most: a batch of fewer
+            samples is cut into single samples. With 1 each convolution is computed 1.33 times as
+            often as in plain training, with more twice as often, and what is alive at one moment
+            is that of one slice.
+        recompute: ``'segments'``, or ``'nothing'``: no segments, only what PyTorch saves is held
+            as bits where that loses nothing.
+        exclude: names of modules that are to be in no segment.
+        segments: names of the modules of each segment, in the order in which they run, for a
+            network that cannot be run on an example; the output of each module but the last must
+            go to the next one and nowhere else.
+
+    Returns:
+        A network of a subclass of the class of ``model``; its attribute ``compaction`` says, and
+        prints, what was found.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: ``slices`` is below 1, a name is that of no module, or ``segments`` cannot be
+            segments.
+        RuntimeError: in training, a neuron was not reset since the last forward pass, or the
+            network takes another path than on the example.
+    """
+    _check(model, slices, recompute, exclude)
+    if recompute == "nothing":
+        found: list[list[str]] = []
+        left_out: dict[str, str] = {}
+        calls: dict[str, Any] = {}
+    elif segments is not None:
+        found, left_out, calls = _given(model, segments), {}, {}
+    else:
+        example = example_input if isinstance(example_input, tuple) else (example_input,)
+        if not any(isinstance(value, torch.Tensor) for value in example):
+            raise TypeError(
+                "example_input must be a tensor or a tuple of arguments with one, got "
+                f"{type(example_input).__name__}; without an example give segments=[...]"
+            )
+        trace = find_segments(model, example, exclude)
+        found, left_out, calls = trace.segments, trace.left_out, trace.calls
+    plan = Compaction.of(model, found, left_out, calls, slices)
+    return _share(model, plan)
+
+
+def _check(model: Any, slices: Any, recompute: Any, exclude: Any) -> None:
+    checks.module("model", model)
+    if isinstance(model, _Compacted):
+        raise TypeError("model is compact already: give compact the network that it was made from")
+    checks.integer("slices", slices, at_least=1)
+    checks.choice("recompute", recompute, ("segments", "nothing"))
+    if isinstance(exclude, str) or not isinstance(exclude, Collection):
+        raise TypeError(f"exclude must be a collection of names of modules, got {exclude!r}")
+    names = dict(model.named_modules(remove_duplicate=False))
+    for name in exclude:
+        if name not in names:
+            raise ValueError(f"exclude: the network has no module {name!r}")
+
+
+def _given(model: nn.Module, segments: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Segments that the user names, checked."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    seen: set[str] = set()
+    for names in segments:
+        steps: list[Any] = []
+        for name in names:
+            if name not in modules:
+                raise ValueError(f"segments: the network has no module {name!r}")
+            more = steps_of(name, modules[name])
+            if more is None or name in seen:
+                how = "stands there twice" if name in seen else "cannot be in a segment"
+                raise ValueError(f"segments: {name!r} ({type(modules[name]).__name__}) {how}")
+            if not may_follow(steps, more):
+                raise ValueError(
+                    f"segments: {name!r} cannot follow in {list(names)}: a segment has one batch "
+                    "norm at most, and no weights after a neuron that is not its first module"
+                )
+            seen.add(name)
+            steps += more
+    return [list(names) for names in segments]
+
+
+class _Compacted(nn.Module):
+    """What makes a class of networks compact; the class itself comes after it."""
+
+    compaction: Compaction
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The network's own forward, in which segments stand for their modules."""
+        with _Step(self, super().forward) as step:
+            return step.run(args, kwargs)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _empty, (type(self).__mro__[2],), dict(self.__dict__)
+
+
+@functools.cache
+def _compact_class(cls: type) -> type:
+    made = type(f"Compact{cls.__name__}", (_Compacted, cls), {"__doc__": cls.__doc__})
+    made.__module__ = cls.__module__
+    return made
+
+
+def _empty(cls: type) -> Any:
+    made: Any = _compact_class(cls)
+    return made.__new__(made)
+
+
+def _share(model: nn.Module, plan: Compaction) -> Any:
+    """A compact network that has the very modules, parameters and buffers of ``model``."""
+    made = _empty(type(model))
+    made.__dict__.update(model.__dict__)
+    made.__dict__["compaction"] = plan
+    return made
+
+
+# Modules stand in for each other while a network runs: threads that share one take turns.
+_TURN = threading.RLock()
+
+
+class _Step(contextlib.ExitStack):
+    """One forward pass of a compact network."""
+
+    def __init__(self, net: Any, forward: Any):
+        super().__init__()
+        self.net, self.forward = net, forward
+        self.slices: int = net.compaction.slices
+        self.segments: dict[str, Segment] = {}
+        self.chain: dict[str, tuple[str, ...]] = {}
+
+    def run(self, args: Any, kwargs: Any) -> Any:
+        """The network's output."""
+        active = self._active()
+        if not torch.is_grad_enabled():
+            return self.forward(*args, **kwargs)
+        for names, segment in active:
+            self.segments[names[-1]] = segment
+            self.chain |= {name: tuple(names[:place]) for place, name in enumerate(names)}
+        self.enter_context(_TURN)
+        self.enter_context(forwards_of(self.net, self.chain, self._call))
+        self.enter_context(packed_saves())
+        return computed(self.forward(*args, **kwargs))
+
+    def _active(self) -> list[tuple[list[str], Segment]]:
+        """The segments whose modules can be run as such now."""
+        active = []
+        for names in self.net.compaction.segments:
+            segment = segment_of(self.net, names)
+            segment.check_reset()
+            if all(why_not(step) is None for step in segment.steps) and segment.starts_anew():
+                active.append((names, segment))
+        return active
+
+    def _call(self, unit: str, forward: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+        x = args[0] if len(args) == 1 and not kwargs else None
+        before = self.chain[unit]
+        if isinstance(x, Pending) and x.is_open() and x.units == before:
+            x, _ = x.hand_on()
+        elif before or not isinstance(x, torch.Tensor) or not x.is_floating_point():
+            return forward(*computed(args), **computed(kwargs))
+        else:
+            x = computed(x)
+        units = (*before, unit)
+        if unit not in self.segments:
+            return Pending.of(x, units, self._as_they_are)
+        if x.numel() == 0:
+            return self._as_they_are(x, units)
+        return run_segment(self.segments[unit], x, self.slices)
+
+    def _as_they_are(self, x: torch.Tensor, units: tuple[str, ...]) -> torch.Tensor:
+        for unit in units:
+            module: Any = self.net.get_submodule(unit)
+            x = type(module).forward(module, x)
+        return x

@@ -1,0 +1,170 @@
+"""A compact network's outputs, gradients and buffers are those of plain autograd."""
+
+import pytest
+import torch
+from compact_nets import ATAN, Small, distance, events, sew_resnet18, step, twin, vgg11
+from spikingjelly.activation_based import functional, layer, neuron, surrogate
+
+from sj_ext.memory import compact
+from sj_ext.neuron import IMPIFNode, IMPLIFNode, IMPParametricLIFNode, TurnOffNode, TurnOnNode
+from sj_ext.surrogate import Rect
+
+
+def assert_equal(net, x, slices, example=None, tolerance=1e-12, **options):
+    plain, theirs = twin(net), None
+    ours = step(compact(net, x if example is None else example, slices=slices, **options), x)
+    theirs = step(plain, x)
+    assert (ours[0] - theirs[0]).abs().max() <= tolerance * theirs[0].abs().max()
+    assert distance(ours[1], theirs[1]) <= tolerance
+    assert distance(ours[2], theirs[2]) <= tolerance
+
+
+@pytest.mark.parametrize("slices", [1, 2, 3, 9])
+@pytest.mark.parametrize("num_steps", [1, 4, 8])
+def test_small_network(num_steps, slices):
+    assert_equal(Small().double(), events(num_steps), slices)
+
+
+@pytest.mark.parametrize("slices", [1, 2])
+@pytest.mark.parametrize("build", [sew_resnet18, vgg11])
+def test_networks_of_the_host_in_float64(build, slices):
+    net, x = build().double(), torch.rand(2, 2, 3, 32, 32, dtype=torch.float64)
+    assert len(compact(net, x).compaction.segments) >= 10
+    assert_equal(net, x, slices)
+
+
+@pytest.mark.parametrize("slices", [1, 3])
+def test_float32_within_1e_5_of_the_whole_gradient(slices):
+    """In slices, a potential at the threshold may fall to the other side; then draw again."""
+    for _ in range(5):
+        net, x = sew_resnet18(), torch.rand(4, 3, 3, 24, 24)
+        plain = twin(net)
+        ours, theirs = step(compact(net, x, slices=slices), x), step(plain, x)
+        if torch.allclose(ours[0], theirs[0], rtol=0, atol=1e-6):
+            break
+        assert slices > 1, "one slice computes the very same"
+    assert distance(ours[1], theirs[1]) <= 1e-5
+    assert distance(ours[2], theirs[2]) <= 1e-6
+
+
+RECT, RECT2 = Rect(), Rect(2.0)
+NODES = {
+    "IF": lambda: neuron.IFNode(**ATAN),
+    "IF soft": lambda: neuron.IFNode(v_reset=None, **ATAN),
+    "IF Rect": lambda: neuron.IFNode(surrogate_function=RECT),
+    "LIF": lambda: neuron.LIFNode(tau=1.5, **ATAN),
+    "LIF soft, detached": lambda: neuron.LIFNode(
+        v_reset=None, detach_reset=True, decay_input=False, **ATAN
+    ),
+    "LIF to -0.1": lambda: neuron.LIFNode(v_reset=-0.1, **ATAN),
+    "LIF Rect": lambda: neuron.LIFNode(tau=1.5, surrogate_function=RECT2, detach_reset=True),
+    "LIF Rect, soft": lambda: neuron.LIFNode(surrogate_function=RECT2, v_reset=None),
+    "LIF Sigmoid": lambda: neuron.LIFNode(surrogate_function=surrogate.Sigmoid()),
+    "PLIF": lambda: neuron.ParametricLIFNode(**ATAN),
+    "PLIF Rect": lambda: neuron.ParametricLIFNode(surrogate_function=RECT, detach_reset=True),
+    "IMP-IF": lambda: IMPIFNode(**ATAN),
+    "IMP-LIF Rect": lambda: IMPLIFNode(surrogate_function=RECT, detach_reset=True),
+    "IMP-PLIF": lambda: IMPParametricLIFNode(**ATAN),
+    "turn-off": lambda: TurnOffNode(),
+    "turn-on": lambda: TurnOnNode(),
+    "turn-on ATan": lambda: TurnOnNode(decay_shape="channel", **ATAN),
+    "EIF": lambda: neuron.EIFNode(**ATAN),
+}
+
+
+@pytest.mark.parametrize("slices", [1, 2])
+@pytest.mark.parametrize("name", NODES)
+def test_neurons(name, slices):
+    """Also neurons at the start of a segment, whose input is a float."""
+    net = Preactivated(NODES[name]).double()
+    x = events()
+    step(net, x)  # lazy parameters get their sizes
+    found = compact(net, x).compaction
+    assert not found.left_out
+    assert {"sn1", "sn2", "last"} <= {module for names in found.segments for module in names}
+    assert_equal(net, x, slices)
+
+
+class Preactivated(torch.nn.Module):
+    """Neurons before weights, around a stream of floats, as membrane shortcuts have it."""
+
+    def __init__(self, node):
+        super().__init__()
+        self.stem, self.norm = layer.Conv2d(2, 6, 3, padding=1, bias=False), layer.BatchNorm2d(6)
+        self.sn1, self.conv1, self.bn1 = (
+            node(),
+            layer.Conv2d(6, 6, 3, padding=1),
+            layer.BatchNorm2d(6),
+        )
+        self.sn2, self.conv2, self.bn2 = node(), layer.Conv2d(6, 6, 1), layer.BatchNorm2d(6)
+        self.last, self.pool, self.head = node(), layer.AvgPool2d(2), layer.Linear(16, 3)
+        functional.set_step_mode(self, "m")
+
+    def forward(self, x):
+        x = self.norm(self.stem(x))
+        x = x + self.bn2(self.conv2(self.sn2(self.bn1(self.conv1(self.sn1(x))))))
+        return self.head(self.pool(self.last(x)).flatten(3))
+
+
+def test_a_norm_without_scale_or_running_statistics_or_momentum():
+    def norm(channels):
+        return next(kinds)(channels)
+
+    kinds = iter(
+        [
+            lambda c: layer.BatchNorm2d(c, affine=False, momentum=None),
+            lambda c: layer.BatchNorm2d(c, track_running_stats=False),
+        ]
+    )
+    assert_equal(Small(norm=norm).double(), events(), 2)
+
+
+def test_a_frozen_norm_and_frozen_weights():
+    net, x = Small().double(), events()
+    step(net, x)
+    net.bn1.eval()
+    net.conv2.requires_grad_(False)
+    net.bn2.weight.requires_grad_(False)
+    for slices in (1, 2):
+        assert_equal(twin(net), x, slices)
+
+
+def test_gradient_of_the_input():
+    net, x = Small().double(), torch.rand(4, 5, 2, 8, 8, dtype=torch.float64)
+    grads = []
+    for model in (twin(net), compact(twin(net), x, slices=2)):
+        functional.reset_net(model)
+        inputs = x.clone().requires_grad_()
+        torch.manual_seed(3)
+        grads.append(torch.autograd.grad(model(inputs).square().sum(), inputs)[0])
+    assert (grads[0] - grads[1]).abs().max() <= 1e-12 * grads[0].abs().max()
+
+
+def test_a_module_used_twice_gets_both_gradients():
+    class Twice(Small):
+        def forward(self, x):
+            x = self.pool(self.sn1(self.bn1(self.conv1(x))))
+            for _ in range(2):
+                x = x + self.sn2(self.bn2(self.conv2(x)))
+                self.sn2.reset()
+            return self.head(self.sn3(self.fc(self.flatten(x))))
+
+    assert_equal(Twice().double(), events(), 2)
+
+
+def test_a_container_of_modules_on_folded_sequences():
+    class Folded(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = layer.SeqToANNContainer(
+                torch.nn.Conv2d(2, 6, 3), torch.nn.BatchNorm2d(6), torch.nn.MaxPool2d(2)
+            )
+            self.node = neuron.LIFNode(step_mode="m", **ATAN)
+
+        def forward(self, x):
+            return self.node(self.body(x)).flatten(2)
+
+    net = Folded().double()
+    assert compact(net, events()).compaction.segments == [["body", "node"]]
+    for slices in (1, 5):
+        assert_equal(Folded().double(), events(), slices)
