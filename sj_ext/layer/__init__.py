@@ -6,6 +6,7 @@ from .conv_bn import ConvBN
 from .fuse import Fusable, fuse
 from .mlp import SpikingMLP
 from .residual import ResidualBlock
+from .reversible_sequence import ReversibleSequence
 from .scaled_ws import ScaledWSConv2d
 from .stem import ConvStem
 from .stem_scs import SCS
@@ -18,6 +19,7 @@ __all__ = [
     "ConvStem",
     "Fusable",
     "ResidualBlock",
+    "ReversibleSequence",
     "ScaledWSConv2d",
     "SpikingMLP",
     "TemporalReversible",

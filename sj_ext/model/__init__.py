@@ -1,6 +1,6 @@
-"""Models: T-RevSNN."""
+"""Models: T-RevSNN, RevSNN, spiking transformers."""
 
-from . import transformer, trevsnn
+from . import revsnn, transformer, trevsnn
 from .reparameterization import MapInput, map_inputs, reparameterize
 from .trevsnn import TRevSNN, trevsnn_dvs, trevsnn_small, trevsnn_tiny
 
@@ -9,6 +9,7 @@ __all__ = [
     "TRevSNN",
     "map_inputs",
     "reparameterize",
+    "revsnn",
     "transformer",
     "trevsnn",
     "trevsnn_dvs",

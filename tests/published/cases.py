@@ -16,6 +16,7 @@ from torch import nn
 
 #: beginnings of the recordings' names, and the module here that builds them
 FAMILIES: dict[str, tuple[str, ...]] = {
+    "revsnn": ("revsnn_",),
     "spikingformer": ("spikingformer_", "cml_model_spikingformer", "cml_tokenizer"),
     "spikformer": ("cml_sps", "cml_model_spikformer", "spikformer_"),
 }

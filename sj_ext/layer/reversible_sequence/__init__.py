@@ -1,0 +1,5 @@
+"""Two-stream blocks whose inputs come back from their outputs."""
+
+from .sequence import ReversibleSequence
+
+__all__ = ["ReversibleSequence"]
