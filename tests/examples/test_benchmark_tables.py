@@ -7,33 +7,10 @@ import pytest
 import torch
 from benchmarks.framework.record import Context
 from benchmarks.lib import peers
-from benchmarks.lib.depth_reversible import DepthReversible
 from benchmarks.tables import complexity, imp_figures, memory, reversal_error
-from torch import nn
 
 from sj_ext import host
 from sj_ext.model import TRevSNN
-
-
-def test_reversible_blocks_have_the_gradients_of_autograd():
-    def part():
-        net = nn.Sequential(host.layer.Linear(3, 3), host.neuron.LIFNode()).double()
-        host.functional.set_step_mode(net, "m")
-        return net
-
-    blocks = [(part(), part()) for _ in range(3)]
-    x_seq = torch.randn(4, 2, 6, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(4, 2, 6, dtype=torch.float64)
-    x1, x2 = x_seq.chunk(2, dim=2)
-    for f, g in blocks:
-        x1 = x1 + f(x2)
-        x2 = x2 + g(x1)
-    parameters = [p for block in blocks for net in block for p in net.parameters()]
-    wanted = torch.autograd.grad((torch.cat([x1, x2], 2) * weight).sum(), [x_seq, *parameters])
-    net = DepthReversible(blocks)
-    found = torch.autograd.grad((net(x_seq) * weight).sum(), [x_seq, *parameters])
-    for a, b in zip(found, wanted, strict=True):
-        torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize("decay", [1.0, 0.5])

@@ -33,9 +33,12 @@ def differences(path: pathlib.Path) -> list[str]:
     for key in recording.files:
         if key.startswith("grad/") or key == "grad_x":
             name = "x" if key == "grad_x" else key[5:]
+            if path.stem.startswith("revsnn_former") and name.endswith("_conv.bias"):
+                continue  # a bias before a norm: 0, of which the program has the rounding
             grad = (x if name == "x" else tensors[name]).grad
             found += _compare(f"gradient of {name}", grad, recording[key], GRADIENT)
-    for prefix in ("after/", "after_train/"):
+    once = "after_once/" if _under(recording, "after_once/") else "after/"  # statistics move once
+    for prefix in (once, "after_train/"):
         for key, value in _under(recording, prefix):
             name = key.removeprefix(prefix)
             if name in tensors:

@@ -12,7 +12,7 @@ from sj_ext.model.revsnn import former, resnet
 from .parts import Rearranged, loaded_part, mean_over_steps, tensors_of
 
 #: channels of a head and steps of an image, in all recordings
-HEAD, STEPS = 8, 4
+HEAD, STEPS = 8, 3
 
 
 def build(stem, config, state):

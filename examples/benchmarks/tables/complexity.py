@@ -22,7 +22,6 @@ from functools import partial
 import numpy
 import torch
 from benchmarks.framework.record import doubling_axis, markdown
-from benchmarks.lib.depth_reversible import DepthReversible
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
@@ -30,7 +29,7 @@ from torch.utils.flop_counter import flop_registry
 
 from sj_ext import host
 from sj_ext.analysis import activation_memory
-from sj_ext.layer import TemporalReversible
+from sj_ext.layer import ReversibleSequence, TemporalReversible
 
 TITLE = "Complexity, measured"
 IMAGES = False
@@ -113,7 +112,7 @@ def _depth_reversible(depth: int):
         host.functional.set_step_mode(net, "m")
         return net
 
-    net = DepthReversible([(part(), part()) for _ in range(depth)])
+    net = ReversibleSequence([(part(), part()) for _ in range(depth)])
     return net, net, lambda x_seq: net(x_seq).mean().backward()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -112,7 +113,7 @@ class RevSResNet(nn.Module):
             nn.Sequential(
                 new_neuron(neuron), host.layer.AvgPool2d(3, 2, 1), ConvBN(2 * below, 2 * above)
             )
-            for below, above in zip(channels[:-1], channels[1:], strict=True)
+            for below, above in itertools.pairwise(channels)
         )
         self.neuron = new_neuron(neuron)
         self.head = Head(2 * channels[-1], num_classes)
