@@ -169,6 +169,11 @@ def _liaf(node_class):
     return node_class(torch.relu, True)(torch.rand(2, 5))
 
 
+def _reversible_in_depth(sequence_class):
+    sequence = sequence_class([(nn.Conv1d(2, 2, 1), nn.Identity())], dim=1)
+    return sequence(torch.rand(2, 4, 6))
+
+
 def _snas(model_class):
     arguments = argparse.Namespace(
         timestep=2,
@@ -317,11 +322,27 @@ METHODS = (
         "temporally reversible blocks (T-RevSNN)",
         (Name("layer.TemporalReversible", OURS, _reversible),),
     ),
-    Method("direct training", "spatially reversible blocks (RevSNN)"),
     Method(
         "direct training",
         "recomputation from recorded spikes, for any network",
         (Name("memory.compact", OURS, _compacted),),
+    ),
+    Method(
+        "direct training",
+        "spatially reversible blocks (RevSNN)",
+        (
+            Name("layer.ReversibleSequence", OURS, _reversible_in_depth),
+            _model(
+                "model.revsnn.revsresnet",
+                OURS,
+                16,
+                in_time=False,
+                T=T,
+                channels=(4, 6),
+                depths=(1, 1),
+            ),
+            _model("model.revsnn.revsformer", OURS, 16, in_time=False, T=T, dim=16, num_heads=2),
+        ),
     ),
     Method("losses", "SDT", (losing("functional.sdt_cross_entropy", OURS),)),
     Method(

@@ -38,6 +38,7 @@ MODULES = (
     "sj_ext.layer.attention",
     "sj_ext.loss",
     "sj_ext.model",
+    "sj_ext.model.revsnn",
     "sj_ext.model.transformer",
     "sj_ext.model.transformer.spikformer",
     "sj_ext.model.transformer.spikingformer",

@@ -89,8 +89,9 @@ def _forward(call: _Call, x_seq: torch.Tensor) -> torch.Tensor:
             x = streams[1 - side].to(call.dtype)
             nodes = call.readers.of(part, x)
             run = functools.partial(run_from_rest, part, x)
-            (y, fired), start = draws.run(id(part), functools.partial(recorded, nodes, run))
-            call.runs.append(_Run(part, nodes, fired, start))
+            again = functools.partial(recorded, nodes, run)
+            (y, fired), start = draws.run(id(part), again)  # type: ignore[arg-type]
+            call.runs.append(_Run(part, nodes, fired, start))  # type: ignore[arg-type]
             streams[side] = streams[side] + y
     return torch.cat(streams, call.dim)
 
