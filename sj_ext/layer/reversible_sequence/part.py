@@ -17,7 +17,13 @@ from ... import host
 from ..temporal_reversible.record import Bits
 from ..temporal_reversible.replay import RandomState, Start
 
-__all__ = ["Fired", "Readers", "recorded", "replayed", "run_from_rest", "without_trace"]
+__all__ = ["Fired", "Readers", "recorded", "replayed", "run_from_rest", "split", "without_trace"]
+
+
+def split(x_seq: torch.Tensor, dim: int) -> list[torch.Tensor]:
+    """The two streams; added up in half precision, they could not be taken apart again."""
+    half = x_seq.dtype in (torch.float16, torch.bfloat16)
+    return [stream.float() if half else stream for stream in x_seq.chunk(2, dim)]
 
 
 def run_from_rest(part: nn.Module, x: torch.Tensor) -> torch.Tensor:

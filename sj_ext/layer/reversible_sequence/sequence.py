@@ -9,7 +9,7 @@ from torch import nn
 from torch._compile import _disable_dynamo
 
 from ... import checks, host
-from .part import Readers, run_from_rest
+from .part import Readers, run_from_rest, split
 from .undo import Parts, run_reversibly
 
 __all__ = ["ReversibleSequence"]
@@ -87,10 +87,12 @@ class ReversibleSequence(nn.Module):
         trained = x_seq.requires_grad or any(p.requires_grad for p in self.parameters())
         if self.memory == "reversible" and trained and torch.is_grad_enabled():
             return run_reversibly(parts, self._readers, x_seq, self.dim)
-        streams = x_seq.chunk(2, self.dim)
+        streams = split(x_seq, self.dim)
         for pair in parts:
-            streams = _added(streams, pair)
-        return torch.cat(streams, self.dim)
+            for side, part in enumerate(pair):
+                x = streams[1 - side].to(x_seq.dtype)
+                streams[side] = streams[side] + run_from_rest(part, x)
+        return torch.cat(streams, self.dim).to(x_seq.dtype)
 
     def _check(self, x_seq: torch.Tensor) -> None:
         checks.tensor("x_seq", x_seq)
@@ -115,12 +117,3 @@ def _pair(i: int, block: Sequence[nn.Module]) -> Sequence[nn.Module]:
     ):
         raise TypeError(f"blocks[{i}] must be a pair (F, G) of modules, got {block!r}")
     return block
-
-
-def _added(
-    streams: Sequence[torch.Tensor], pair: tuple[nn.Module, nn.Module]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    f, g = pair
-    x1, x2 = streams
-    y1 = x1 + run_from_rest(f, x2)
-    return y1, x2 + run_from_rest(g, y1)

@@ -17,14 +17,12 @@ from ..temporal_reversible.replay import (
     Start,
     foreign_leaves,
 )
-from .part import Fired, Readers, recorded, replayed, run_from_rest, without_trace
+from .part import Fired, Readers, recorded, replayed, run_from_rest, split, without_trace
 
 __all__ = ["Parts", "run_reversibly"]
 
 #: (F, G) of every block
 Parts = list[tuple[nn.Module, nn.Module]]
-
-_HALF = (torch.float16, torch.bfloat16)
 
 
 @dataclass
@@ -80,9 +78,7 @@ class _Sequence(torch.autograd.Function):
 
 def _forward(call: _Call, x_seq: torch.Tensor) -> torch.Tensor:
     """All blocks, one after the other; fills ``call.runs``."""
-    streams = list(x_seq.chunk(2, call.dim))
-    if x_seq.dtype in _HALF:  # added up in half precision, they could not be taken apart again
-        streams = [stream.float() for stream in streams]
+    streams = split(x_seq, call.dim)
     draws = Draws(x_seq.device, alone=True)
     for pair in call.parts:
         for side, part in enumerate(pair):
@@ -91,7 +87,7 @@ def _forward(call: _Call, x_seq: torch.Tensor) -> torch.Tensor:
             run = functools.partial(run_from_rest, part, x)
             again = functools.partial(recorded, nodes, run)
             (y, fired), start = draws.run(id(part), again)  # type: ignore[arg-type]
-            call.runs.append(_Run(part, nodes, fired, start))  # type: ignore[arg-type]
+            call.runs.append(_Run(part, nodes, fired, start))
             streams[side] = streams[side] + y
     return torch.cat(streams, call.dim)
 
