@@ -37,7 +37,7 @@ GROUPS: dict[str, tuple[list[str], list[str]]] = {
         [f"tests/layer/test_temporal_reversible_{name}.py" for name in CELL_TESTS.split()],
     ),
     "selection": (
-        ["sj_ext/pruning/selection.py", "sj_ext/pruning/selection/*.py"],
+        ["sj_ext/pruning/selection/*.py"],
         [
             f"tests/pruning/test_{name}.py"
             for name in ("selection", "selection_mass", "selection_fuzz", "minimax_step")

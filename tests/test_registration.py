@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import sj_ext
-from sj_ext import host, registration, registration
+from sj_ext import host, registration
 
 HOST = "spikingjelly.activation_based"
 

@@ -18,9 +18,9 @@ from typing import Any
 from torch import nn
 
 from .minimax import MinimaxPruner
-from .pruner import Budget, Pruner, ranking
+from .pruner import Budget, Pruner
 from .schedule import Schedule, Stage
-from .selection import Cut
+from .selection import Cut, Ranking
 
 __all__ = [
     "GlobalMagnitudePruner",
@@ -31,14 +31,14 @@ __all__ = [
 
 
 class _Magnitude(Pruner):
-    def _compress(self, final: bool) -> list[tuple[list[int], Cut]]:
-        layers = list(range(len(self._modules)))
-        count = self._smallest_cut(layers, self._levels())
-        order = ranking(self.units, layers, count, count)
-        self._cut = order.counts(count)
+    def _compress(self) -> list[tuple[list[int], Cut]]:
+        pools = list(range(len(self.units.sizes)))
+        count = self._account.smallest_cut(pools, self._stages.levels())
+        order = Ranking(self.units.magnitudes(pools), count, count)
+        self._account.cut = order.counts(count)
         place = order.cut(count)
-        self.units.zero(layers, place)
-        return [(layers, place)]
+        self.units.zero(pools, place)
+        return [(pools, place)]
 
 
 def _once(budget: Any, schedule: Any) -> Schedule:
@@ -101,14 +101,14 @@ class LayerMagnitudePruner(Pruner):
     ):
         super().__init__(model, budget=budget, schedule=_once(budget, schedule), **options)
 
-    def _compress(self, final: bool) -> list[tuple[list[int], Cut]]:
-        counts = self._uniform([0] * len(self._modules), self._levels())
+    def _compress(self) -> list[tuple[list[int], Cut]]:
+        counts = self._account.uniform([0] * len(self.units.sizes), self._stages.levels())
         cuts = []
         for i, count in enumerate(counts):
-            place = ranking(self.units, [i], count, count).cut(count)
+            place = Ranking(self.units.magnitudes([i]), count, count).cut(count)
             self.units.zero([i], place)
             cuts.append(([i], place))
-        self._cut = counts
+        self._account.cut = counts
         return cuts
 
 

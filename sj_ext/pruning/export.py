@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import host
+from ..observe import at_rest, watching
 from .layers import TRANSPOSED, is_prunable
 from .masks import make_permanent, mask_of, masked_layers, parameter_of
 from .units import channels_first
@@ -92,11 +93,7 @@ def shrink(model: nn.Module, example_input: torch.Tensor, *, tolerance: float = 
             _cut_norm(name, module, kept)
         elif kept is not None and not kept.all():
             _refuse_channel_parameters(name, module)
-    training = model.training
-    with torch.no_grad():
-        want, got = _run(model, example_input), _run(small, example_input)
-    model.train(training)
-    small.train(training)
+    want, got = _run(model, example_input), _run(small, example_input)
     if want.shape != got.shape or (want - got).abs().max() > tolerance * want.abs().max().clamp(
         min=1e-12
     ):
@@ -108,34 +105,27 @@ def shrink(model: nn.Module, example_input: torch.Tensor, *, tolerance: float = 
 
 
 def _run(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    host.functional.reset_net(model)
-    out = model(x)
-    host.functional.reset_net(model)
-    for module, mode in modes.items():
-        module.training = mode
-    return out
+    with at_rest(model):
+        return model(x)
 
 
 def _execution_order(model: nn.Module, x: torch.Tensor) -> list[tuple[str, nn.Module]]:
     """Leaf modules in the order in which they run; each once."""
-    order: list[tuple[str, nn.Module]] = []
-    handles = []
-    for name, module in model.named_modules():
-        leaf = is_prunable(module) or isinstance(module, host.base.MemoryModule)
-        if leaf or not any(True for _ in module.children()):
+    order: dict[str, nn.Module] = {}
+    leaves = {
+        name: module
+        for name, module in model.named_modules()
+        if is_prunable(module)
+        or isinstance(module, host.base.MemoryModule)
+        or not any(True for _ in module.children())
+    }
 
-            def hook(module: nn.Module, inputs: Any, out: Any, name: str = name) -> None:
-                if all(seen is not module for _, seen in order):
-                    order.append((name, module))
+    def note(name: str, module: nn.Module, x: torch.Tensor, out: torch.Tensor) -> None:
+        order.setdefault(name, module)
 
-            handles.append(module.register_forward_hook(hook))
-    with torch.no_grad():
+    with watching(leaves, note):
         _run(model, x)
-    for handle in handles:
-        handle.remove()
-    return order
+    return list(order.items())
 
 
 @torch.no_grad()

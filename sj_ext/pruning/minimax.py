@@ -35,9 +35,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from .. import checks
 from . import masks
 from .layers import Chooser
-from .pruner import Budget, Pruner, Resources, ranking
+from .pruner import Budget, Pruner, Resources
+from .resources.base import Params
 from .schedule import Schedule
 from .selection import Cut, Ranking
 
@@ -99,18 +101,14 @@ class MinimaxPruner(Pruner):
         lr: float = 0.1,
         **options: Any,
     ):
-        self.layerwise = layerwise
-        self.rates = Rates(*rates)
-        if not all(math.isfinite(rate) and rate > 0 for rate in self.rates):
-            raise ValueError(f"rates must be finite and above 0, got {self.rates}")
-        if not math.isfinite(lr) or lr <= 0:
-            raise ValueError(f"lr must be finite and above 0, got {lr!r}")
-        self.lr = lr
+        self.layerwise = checks.flag("layerwise", layerwise)
+        self.rates = Rates(*checks.numbers("rates", rates, above=0))
+        self.lr = checks.number("lr", lr, above=0)
         super().__init__(
             model, budget=budget, resource=resource, schedule=schedule, layers=layers, **options
         )
-        number = len(self._modules)
-        #: layers that share one s: all, or each alone
+        number = len(self.units.sizes)
+        #: pools that share one s: all, or each alone
         self._groups = [[i] for i in range(number)] if layerwise else [list(range(number))]
         self._n = [sum(self.units.sizes[i] for i in g) for g in self._groups]
         self._mean_square = [self._dense_mean_square(g) for g in self._groups]
@@ -139,7 +137,7 @@ class MinimaxPruner(Pruner):
 
     def _multipliers(self) -> dict[str, float]:
         if self.layerwise:
-            y = {f"y/{info.name}": v for info, v in zip(self._pruned_infos, self._y, strict=True)}
+            y = {f"y/{name}": v for name, v in zip(self._names, self._y, strict=True)}
         else:
             y = {"y/network": self._y[0]}
         return {**y, **{f"z/{name}": value for name, value in self.z.items()}}
@@ -152,11 +150,11 @@ class MinimaxPruner(Pruner):
 
     def _stage_start(self) -> dict[str, Any]:
         """Resources at the start of the stage, and D; known when the resources are measured."""
-        values = self._resource_values(self._cut)
+        values = self._account.values()
         spans = [
             max(0.0, value - level) / max(slope, 1e-12)
             for value, level, slope in zip(
-                values, self._levels(), self._slopes(None, 0), strict=True
+                values, self._stages.levels(), self._slopes(None, 0), strict=True
             )
         ]
         return {"values": values, "span": min(1.0, max(spans))}
@@ -167,78 +165,76 @@ class MinimaxPruner(Pruner):
         A global s cuts what lies under its threshold: R falls by the mean cost of these. A layer's
         own s gives R the layer's slope, in units of the layer's share of all weights.
         """
-        kept = self._kept()
+        account = self._account
+        kept = account.kept()
         slopes = []
         for r, res in enumerate(self.resources):
             if group is not None and self.layerwise:
-                i = self._where[group]
+                i = account.where[group]
                 share = self._n[group] / sum(self._n)
                 slopes.append(res.slope(i, kept[i]) / share)
             elif group is not None and count > 0:
-                cut = self._dense_values()[r] - self._resource_values(self._cut)[r]
-                slopes.append(cut * self._n[group] / count)
+                dense = res([layer.weights for layer in account.layers])
+                slopes.append((dense - account.values()[r]) * self._n[group] / count)
             else:
-                slopes.append(sum(res.slope(i, kept[i]) for i in self._where))
+                slopes.append(sum(res.slope(i, kept[i]) for i in account.where))
         return slopes
 
-    def _dense_values(self) -> list[float]:
-        return [res(self._kept([0] * len(self._cut))) for res in self.resources]
-
-    def _compress(self, final: bool) -> list[tuple[list[int], Cut]]:
+    def _compress(self) -> list[tuple[list[int], Cut]]:
         if self._start is None:
             self._start = self._stage_start()
-        levels, steps = self._levels(), self.schedule.stages[self._stage].compress_steps
         before = [math.ceil(s) for s in self._s]
-        rankings, moved = [], []
-        for g, layers in enumerate(self._groups):
-            order, s = self._move(g, layers, before[g], steps)
+        rankings: list[Ranking] = []
+        moved: list[float] = []
+        for g, pools in enumerate(self._groups):
+            order, s = self._move(g, pools, before[g])
             rankings.append(order)
             moved.append(s)
-        cut = self._counts(rankings, moved)
-        if self._met(cut, levels):
-            moved = list(self._land(before, moved, levels))
-        else:
-            pace = 1.0 if final else self._stage_step / steps
-            bounds = [
-                min(start, level + (1 - pace) * (start - level))
-                for start, level in zip(self._start["values"], levels, strict=True)
-            ]
-            if not self._met(cut, bounds):
-                moved = list(self._push(moved, cut, bounds, final))
+        levels, cut = self._stages.levels(), self._counts(rankings, moved)
+        if self._account.met(cut, levels):
+            moved = self._land(before, moved, levels)
+        elif not self._account.met(cut, bounds := self._bounds(levels)):
+            moved = self._push(moved, cut, bounds)
         self._s = [float(s) for s in moved]
         after = [math.ceil(s) for s in self._s]
-        for g, layers in enumerate(self._groups):
-            if not (self._knows(rankings[g], after[g]) and self._knows(rankings[g], before[g])):
+        for g, pools in enumerate(self._groups):
+            if not (rankings[g].knows(after[g]) and rankings[g].knows(before[g])):
                 low, high = sorted((before[g], after[g]))
-                rankings[g] = ranking(self.units, layers, low, high)
-        self._cut = self._counts(rankings, self._s)
+                rankings[g] = Ranking(self.units.magnitudes(pools), low, high)
+        self._account.cut = self._counts(rankings, self._s)
         cuts = []
-        for g, layers in enumerate(self._groups):
+        for g, pools in enumerate(self._groups):
             pressed = self._pressed_energy(rankings[g], g, before[g], after[g])
             place = rankings[g].cut(after[g])
             fewer = after[g] < before[g]
             old = rankings[g].cut(before[g]) if fewer else place
-            self.units.zero(layers, place)
+            self.units.zero(pools, place)
             if fewer:  # these come free, and keep what the proximal step left
-                self.units.shrink(layers, place, old, self._factors(g))
+                self.units.scale(pools, place, old, self._factors(g))
             self._y[g] = max(
                 0.0, self._y[g] + self.rates.y * pressed / (self._n[g] * self._mean_square[g])
             )
-            cuts.append((layers, place))
-        values = self._resource_values(self._cut)
+            cuts.append((pools, place))
+        self._press_budgets()
+        return cuts
+
+    def _press_budgets(self) -> None:
+        """The step of the multipliers z."""
+        assert self._start is not None  # set when the stage began
+        steps = self._stages.current.compress_steps
+        values, levels = self._account.values(), self._stages.levels()
         for i, (value, level, start) in enumerate(
             zip(values, levels, self._start["values"], strict=True)
         ):
             if start > level:
                 gain = (value - level) / (start - level)
                 self._z[i] = max(0.0, self._z[i] + self.rates.z / steps * gain)
-        return cuts
 
-    def _move(self, g: int, layers: list[int], before: int, steps: int) -> tuple[Ranking, float]:
+    def _move(self, g: int, pools: list[int], before: int) -> tuple[Ranking, float]:
         """The gradient step on one s, by at most four times the mean step of the stage."""
-        n, most = self._n[g], sum(self.units.most[i] for i in layers)
+        n, most = self._n[g], sum(self.units.most[i] for i in pools)
         assert self._start is not None  # set when the stage began
-        span = self._start["span"]
+        span, steps = self._start["span"], self._stages.current.compress_steps
         pull = sum(z * slope for z, slope in zip(self._z, self._slopes(g, before), strict=True))
         rate, limit = self.rates.s * span / steps, 4 * span / steps
 
@@ -250,65 +246,66 @@ class MinimaxPruner(Pruner):
         slack = abs(guess - before) // 16 + 1
         first = max(0, min(before, guess - slack))
         last = min(n, max(before + 1, guess + slack))
-        order = ranking(self.units, layers, first, last)
+        magnitudes = self.units.magnitudes(pools)
+        order = Ranking(magnitudes, first, last)
         magnitude = order.magnitude_at(before + 1) if before < n else math.inf
         self._guess[g] = magnitude**2
         s = moved(self._guess[g])
-        if not self._knows(order, math.ceil(s)):
-            order = ranking(
-                self.units, layers, min(before, math.ceil(s)), min(n, max(before, math.ceil(s)))
-            )
+        if not order.knows(math.ceil(s)):
+            low, high = sorted((before, math.ceil(s)))
+            order = Ranking(magnitudes, low, min(n, high))
         return order, s
 
-    @staticmethod
-    def _knows(order: Ranking, count: int) -> bool:
-        return count == 0 or order.covers(count)
-
     def _counts(self, rankings: Sequence[Ranking], s: Sequence[float]) -> list[int]:
-        cut = [0] * len(self._cut)
-        for g, layers in enumerate(self._groups):
-            for i, number in zip(layers, rankings[g].counts(math.ceil(s[g])), strict=True):
+        cut = [0] * len(self._account.cut)
+        for g, pools in enumerate(self._groups):
+            for i, number in zip(pools, rankings[g].counts(math.ceil(s[g])), strict=True):
                 cut[i] = number
         return cut
 
+    def _bounds(self, levels: Sequence[float]) -> list[float]:
+        """What each resource may be at the schedule's pace: a line from the start to the level."""
+        assert self._start is not None  # set when the stage began
+        behind = 1 - self._stages.pace
+        starts = zip(self._start["values"], levels, strict=True)
+        return [min(start, level + behind * (start - level)) for start, level in starts]
+
     def _land(
         self, before: Sequence[int], moved: Sequence[float], levels: Sequence[float]
-    ) -> Sequence[float]:
+    ) -> list[float]:
         """The budgets would be met: cut exactly as much as they need."""
         if not self.layerwise:
-            return [self._smallest_cut(self._groups[0], levels)]
-        # on the way from the old s to the new, as far as needed
-        low, high = 0.0, 1.0
+            return [self._account.smallest_cut(self._groups[0], levels)]
 
-        def at(share: float) -> list[int]:
+        def at(share: float) -> list[int]:  # on the way from the old s to the new
             return [
                 math.ceil(b + share * (math.ceil(s) - b))
                 for b, s in zip(before, moved, strict=True)
             ]
 
-        if self._met(at(0.0), levels):  # resources that are measured can fall by themselves
-            return self._trim(at(0.0), levels)
-        for _ in range(60):
-            middle = (low + high) / 2
-            low, high = (low, middle) if self._met(at(middle), levels) else (middle, high)
-        return self._trim(at(high), levels)
+        if self._account.met(at(0.0), levels):  # measured resources can fall by themselves
+            return [*map(float, self._account.trim(at(0.0), levels))]
+        return [*map(float, self._account.first_met(at, levels))]
 
     def _push(
-        self, moved: Sequence[float], cut: Sequence[int], bounds: Sequence[float], final: bool
-    ) -> Sequence[float]:
+        self, moved: Sequence[float], cut: Sequence[int], bounds: Sequence[float]
+    ) -> list[float]:
         """The multipliers are too slow for the schedule: cut as much as the pace needs."""
+        account = self._account
         if self.layerwise:
-            return self._uniform(moved, bounds)
-        if final or (len(self.resources) == 1 and self.resources[0].name == "params"):
-            return [max(moved[0], self._smallest_cut(self._groups[0], bounds))]
+            return [*map(float, account.uniform(moved, bounds))]
+        if self._stages.pace == 1 or (
+            len(self.resources) == 1 and isinstance(self.resources[0], Params)
+        ):
+            return [max(moved[0], account.smallest_cut(self._groups[0], bounds))]
         # near enough before the last step: along the slope
-        count, n = math.ceil(moved[0]), self._n[0]
-        values, slopes = self._resource_values(cut), self._slopes(None, 0)
+        values, slopes = account.values(cut), self._slopes(None, 0)
         short = max(
             (value - bound) / max(slope, 1e-12)
             for value, bound, slope in zip(values, bounds, slopes, strict=True)
         )
-        return [min(count + math.ceil(short * n), sum(self.units.most))]
+        count = math.ceil(moved[0]) + math.ceil(short * self._n[0])
+        return [min(count, sum(self.units.most))]
 
     def _pressed_energy(self, order: Ranking, g: int, before: int, after: int) -> float:
         """Squares of the ``after`` smallest, of which ``before`` have had the proximal step."""
@@ -340,13 +337,12 @@ class MinimaxPruner(Pruner):
             for i in self._groups[g]
         ]
 
-    def _dense_mean_square(self, layers: list[int]) -> float:
+    def _dense_mean_square(self, pools: list[int]) -> float:
         total = count = 0.0
-        for tensor in self.units.magnitudes(layers):
+        for tensor in self.units.magnitudes(pools):
             for part in tensor.split(1 << 16):
-                usual = part[part < 1e100] if self.granularity == "channel" else part
-                total += float(torch.linalg.vector_norm(usual.double())) ** 2
-                count += len(usual)
+                total += float(torch.linalg.vector_norm(part.double())) ** 2
+                count += len(part)
         return total / count if total > 0 else 1.0
 
     # ---- checkpoints --------------------------------------------------------------------------

@@ -1,9 +1,8 @@
-"""What all pruners share: budgets, stages, masks, resuming, and when a step counts."""
+"""What all pruners share: arguments, stages, masks, resuming, and when a step counts."""
 
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,13 +10,18 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from . import masks
-from .layers import Chooser, choose, weight_layers
-from .report import History
-from .resources import LatencyTable, LayerInfo, Resource
+from .. import checks
+from . import best, masks
+from .account import Account
+from .counting import StepCounter
+from .layers import Chooser, choose
+from .report import History, overview
+from .resources import LatencyTable, Resource
 from .resources import resource as resource_by_name
 from .schedule import Schedule
-from .selection import Cut, NotFinite, Ranking, smallest_count
+from .selection import Cut, NotFinite
+from .stages import Stages
+from .survey import survey
 from .units import Channels, Weights, following_norms
 
 __all__ = ["Pruner"]
@@ -75,10 +79,9 @@ class Pruner:
         writer: Any = None,
         log_every: int = 10,
     ):
-        if granularity not in ("weight", "channel"):
-            raise ValueError(f"granularity must be 'weight' or 'channel', got {granularity!r}")
-        if not isinstance(log_every, int) or log_every < 1:
-            raise ValueError(f"log_every must be an integer of at least 1, got {log_every!r}")
+        checks.module("model", model)
+        checks.choice("granularity", granularity, ("weight", "channel"))
+        checks.integer("log_every", log_every, at_least=1)
         self.model = model
         self.granularity = granularity
         self.budgets, self.resources = _budgets(budget, resource, example_input, latency_table)
@@ -87,36 +90,21 @@ class Pruner:
         chosen = choose(model, layers, first, last)
         for name, module in chosen.items():
             masks.check_unpruned(name, module)
-        # a weight that several layers share is one weight
-        self._infos: list[LayerInfo] = []
-        self._modules: list[nn.Module] = []
-        owners: dict[int, str] = {}
-        shared: list[tuple[nn.Module, nn.Module]] = []
-        by_name = weight_layers(model)
-        pruned = {id(module.weight) for module in chosen.values()}
-        for name, module in by_name.items():
-            weight = masks.parameter_of(module)
-            if id(weight) in owners:
-                if id(weight) in pruned:
-                    shared.append((module, by_name[owners[id(weight)]]))
-                continue
-            owners[id(weight)] = name
-            self._infos.append(LayerInfo(name, module, weight.numel(), id(weight) in pruned))
-            if id(weight) in pruned:
-                self._modules.append(module)
-        self._where = [i for i, info in enumerate(self._infos) if info.pruned]
-        self._small = sum(info.weights for info in self._infos) <= 1 << 20
+        infos, self._modules, shared = survey(model, chosen)
+        self._small = sum(info.weights for info in infos) <= 1 << 20
+        self._names = [info.name for info in infos if info.pruned]
         self._check_weights()
         # everything that can refuse the arguments comes before the model is changed
         if granularity == "weight":
             self.units = Weights(self._modules)
         else:
             self.units = Channels(self._modules, following_norms(model, self._modules))
+        self._account = Account(infos, self.units, self.resources, self.budgets)
         try:
             for res in self.resources:
-                res.bind(model, self._infos)
+                res.bind(model, infos)
                 if res.ready:
-                    self._check_floor(res)
+                    self._account.require_possible(res)
         except Exception:
             for res in self.resources:
                 res.close()
@@ -129,33 +117,31 @@ class Pruner:
 
         #: optimizer steps that counted
         self.steps_done = 0
-        self._stage, self._stage_step = 0, 0
-        self._closed = False
-        self._cut = [0] * len(self._modules)
-        self._values: list[float] | None = None
+        self._stages = Stages(self.schedule, self.budgets)
         self._best: dict[str, Any] | None = None
         self._verify_masks = False
         self.writer, self.log_every = writer, log_every
         #: rows of the report
-        self.history = History([info.name for info in self._pruned_infos])
-        self.optimizer = optimizer
-        self._stepped = False
-        if optimizer is not None:
-            optimizer.register_step_post_hook(self._after_optimizer)
-        self._remember_versions()
+        self.history = History(self._names)
+        self._counter = StepCounter(self._modules, optimizer)
         self._begin_stage()
 
     # ---- what a user reads --------------------------------------------------------------------
 
     @property
+    def optimizer(self) -> Optimizer | None:
+        """The optimizer that was given."""
+        return self._counter.optimizer
+
+    @property
     def density(self) -> float:
         """Share of the weights of all linear and convolutional layers that is kept."""
-        return sum(self._kept()) / sum(info.weights for info in self._infos)
+        return self._account.density
 
     @property
     def kept(self) -> int:
         """Number of weights kept, layers that are left dense included."""
-        return sum(self._kept())
+        return sum(self._account.kept())
 
     @property
     def resource(self) -> float | dict[str, float]:
@@ -164,7 +150,7 @@ class Pruner:
         Raises:
             RuntimeError: the resource is measured while training and no forward was seen yet.
         """
-        values = self._resource_values(self._cut)
+        values = self._account.values()
         if len(values) == 1:
             return values[0]
         return {res.name: value for res, value in zip(self.resources, values, strict=True)}
@@ -172,8 +158,7 @@ class Pruner:
     @property
     def kept_shares(self) -> dict[str, float]:
         """Kept share of each pruned layer."""
-        kept = self._kept()
-        return {self._infos[i].name: kept[i] / self._infos[i].weights for i in self._where}
+        return self._account.shares
 
     @property
     def total_steps(self) -> int:
@@ -183,16 +168,18 @@ class Pruner:
     @property
     def finished(self) -> bool:
         """The budget is met and the last fine-tuning is over."""
-        return self._stage == len(self.schedule.stages)
+        return self._stages.finished
 
     @property
     def phase(self) -> str:
         """``'compress'``, ``'finetune'`` or ``'finished'``."""
-        return "finished" if self.finished else "finetune" if self._closed else "compress"
+        return self._stages.phase
+
+    def __repr__(self) -> str:
+        return overview(self, self._account, self._stages)
 
     # ---- stepping -----------------------------------------------------------------------------
 
-    @torch.no_grad()
     def step(self) -> bool:
         """One step of pruning; to be called after ``optimizer.step()``.
 
@@ -203,50 +190,42 @@ class Pruner:
             True if the pruner advanced.
 
         Raises:
-            RuntimeError: the masks in the model are not those of the pruner's state, or a resource
-                that is measured while training has not been.
+            RuntimeError: the masks in the model are not those of the pruner's state, a resource
+                that is measured while training has not been, or a stage ended above its level.
             ValueError: weights are NaN or infinite (the layer is named).
         """
-        if not self._optimizer_stepped():
+        if not self._counter.stepped:
             return False
-        if self._verify_masks:
-            self._check_masks()
-        if self.finished:
-            self.units.hold()
-            self._remember_versions()
-            return False
-        self.steps_done += 1
-        self._stage_step += 1
-        stage = self.schedule.stages[self._stage]
-        changed = False
-        # sums find NaN and infinities; a large network takes them now and then, to save a pass
-        # (while compressing the selection sees NaN in any case)
-        if self._small or self.steps_done % 64 == 0:
-            self._check_weights()
-        if self._closed:
-            self.units.hold()
-        else:
-            for res in self.resources:
-                res.update()
-            if not self._floors_checked:
-                self._require_measured()
-                for res in self.resources:
-                    self._check_floor(res)
-                self._floors_checked = True
-            try:
-                cuts = self._compress(final=self._stage_step >= stage.compress_steps)
-            except ValueError as error:
-                self._explain(error)
-                raise
-            self._values = None
-            if self._met(self._cut, self._levels()):
+        with torch.no_grad():
+            if self._verify_masks:
+                self._check_masks()
+            if self.finished:
+                self.units.hold()
+                self._counter.forget()
+                return False
+            self.steps_done += 1
+            self._stages.step += 1
+            # sums find NaN and infinities; a large network takes them now and then, to save a pass
+            # (while compressing the selection sees NaN in any case)
+            if self._small or self.steps_done % 64 == 0:
                 self._check_weights()
-                self._close(cuts)
-                changed = True
-        if self._stage_step >= stage.compress_steps + stage.finetune_steps:
-            self._end_stage()
-            changed = True
-        self._remember_versions()
+            before = (self._stages.number, self._stages.closed)
+            if self._stages.closed:
+                self.units.hold()
+            else:
+                self._measure()
+                try:
+                    cuts = self._compress()
+                except NotFinite:
+                    self._check_weights()  # says where
+                    raise
+                if self._account.met(self._account.cut, self._stages.levels()):
+                    self._check_weights()
+                    self._close(cuts)
+            if self._stages.over:
+                self._end_stage()
+        self._counter.forget()
+        changed = before != (self._stages.number, self._stages.closed)
         if changed or self.steps_done % self.log_every == 0 or self.steps_done == 1:
             self._record()
         return True
@@ -261,52 +240,53 @@ class Pruner:
         Returns:
             True if these are the best of the stage so far.
         """
-        if not self._closed or (self._best is not None and value <= self._best["score"]):
+        if not self._stages.closed or (self._best is not None and value <= self._best["score"]):
             return False
-        ours = {id(masks.parameter_of(module)) for module in self._modules}
-        ours |= {id(masks.own_mask(module).mask) for module in self._modules}
-        rest = {
-            name: tensor.detach().clone()
-            for name, tensor in (*self.model.named_parameters(), *self.model.named_buffers())
-            if id(tensor) not in ours
-        }
-        kept = [masks.parameter_of(m).detach()[masks.own_mask(m).mask] for m in self._modules]
-        self._best = {"score": value, "kept": kept, "rest": rest}
+        self._best = best.take(self.model, self._modules, value)
         return True
 
-    def _compress(self, final: bool) -> list[tuple[list[int], Cut]]:
-        """Cut once: set zeros and ``self._cut``. With ``final`` the level must be reached.
+    def _compress(self) -> list[tuple[list[int], Cut]]:
+        """Cut once: set zeros and the account's ``cut``; at pace 1 the level must be reached.
 
         Returns:
-            Groups of layers, each with the cut of the group.
+            Groups of pools, each with the cut of the group.
         """
         raise NotImplementedError
 
     # ---- stages -------------------------------------------------------------------------------
 
     def _begin_stage(self) -> None:
-        self._stage_step = 0
         self._best = None
 
+    def _measure(self) -> None:
+        for res in self.resources:
+            res.update()
+        if not self._floors_checked:
+            self._account.values()
+            for res in self.resources:
+                self._account.require_possible(res)
+            self._floors_checked = True
+
     def _close(self, cuts: Sequence[tuple[list[int], Cut]]) -> None:
-        for layers, cut in cuts:
-            self.units.write_masks(layers, cut)
+        for pools, cut in cuts:
+            self.units.write_masks(pools, cut)
         for module in self._modules:
             masks.close(module)
-        self._closed = True
+        self._stages.closed = True
         for res in self.resources:
             res.freeze(True)
 
     def _end_stage(self) -> None:
+        if not self._stages.closed:
+            self._refuse_to_end()
         if self._best is not None:
-            self._restore_best()
-        self._stage += 1
+            best.restore(self.model, self._modules, self._best)
+        self._stages.go_on()
         if self.finished:
             self._best = None
             for res in self.resources:
                 res.close()
             return
-        self._closed = False
         for module in self._modules:
             mask = masks.own_mask(module)
             mask.closed = False
@@ -315,178 +295,55 @@ class Pruner:
             res.freeze(False)
         self._begin_stage()
 
-    def _restore_best(self) -> None:
-        assert self._best is not None
-        for module, kept in zip(self._modules, self._best["kept"], strict=True):
-            weight = masks.parameter_of(module).detach()
-            weight[masks.own_mask(module).mask] = kept.to(weight)
-        named = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
-        for name, tensor in self._best["rest"].items():
-            if named[name].shape == tensor.shape:
-                named[name].detach().copy_(tensor)
-
-    def _levels(self) -> list[float]:
-        """What each resource has to come down to in this stage."""
-        number = min(self._stage, len(self.schedule.stages) - 1)
-        if number == len(self.schedule.stages) - 1:
-            return list(self.budgets)
-        level, first = self.schedule.stages[number].level, self.budgets[0]
-        power = math.log(level) / math.log(first)
-        return [level, *(budget**power for budget in self.budgets[1:])]
-
-    # ---- resources ----------------------------------------------------------------------------
-
-    @property
-    def _pruned_infos(self) -> list[LayerInfo]:
-        return [self._infos[i] for i in self._where]
-
-    def _kept(self, cut: Sequence[int] | None = None) -> list[int]:
-        kept = [info.weights for info in self._infos]
-        for i, number, weights in zip(
-            self._where, self._cut if cut is None else cut, self.units.weights, strict=True
-        ):
-            kept[i] -= number * weights
-        return kept
-
-    def _require_measured(self) -> None:
-        for res in self.resources:
-            if not res.ready:
-                raise RuntimeError(
-                    f"resource {res.name!r} is measured in training forwards and none was seen: "
-                    "run the model in training mode after the pruner is built"
-                )
-
-    def _resource_values(self, cut: Sequence[int]) -> list[float]:
-        self._require_measured()
-        kept = self._kept(cut)
-        return [res(kept) for res in self.resources]
-
-    def _met(self, cut: Sequence[int], levels: Sequence[float]) -> bool:
-        values = self._resource_values(cut)
-        return all(value <= level for value, level in zip(values, levels, strict=True))
-
-    def _smallest_cut(self, layers: list[int], levels: Sequence[float]) -> int:
-        """The smallest number of units of ``layers`` to cut, so that the levels are met."""
-        params_only = len(self.resources) == 1 and self.resources[0].name == "params"
-        if params_only and self.granularity == "weight":
-            total = sum(info.weights for info in self._infos)
-            need = total - int(levels[0] * total)
-            while need > 0 and (total - need + 1) / total <= levels[0]:
-                need -= 1
-            while (total - need) / total > levels[0]:
-                need += 1
-            return need
-        return smallest_count(
-            self.units.magnitudes(layers), lambda counts: self._met(counts, levels)
-        )[0]
-
-    def _uniform(self, base: Sequence[float], levels: Sequence[float]) -> list[int]:
-        """Cut the same further share of what is left of every layer, until the levels are met.
-
-        The numbers are whole, and no layer could be cut by one less.
-        """
-        most = self.units.most
-
-        def at(share: float) -> list[int]:
-            return [min(m, math.ceil(b + share * (m - b))) for b, m in zip(base, most, strict=True)]
-
-        low, high = 0.0, 1.0
-        for _ in range(60):
-            middle = (low + high) / 2
-            low, high = (low, middle) if self._met(at(middle), levels) else (middle, high)
-        return self._trim(at(high), levels)
-
-    def _trim(self, cut: list[int], levels: Sequence[float]) -> list[int]:
-        """Give back single units, layer by layer, while the levels stay met."""
-        cut, gave = list(cut), True
-        while gave:
-            gave = False
-            for i in range(len(cut)):
-                if cut[i] > 0:
-                    cut[i] -= 1
-                    if self._met(cut, levels):
-                        gave = True
-                    else:
-                        cut[i] += 1
-        return cut
+    def _refuse_to_end(self) -> None:
+        levels = zip(self.resources, self._account.values(), self._stages.levels(), strict=True)
+        above = [f"{res.name!r} at {v:.6g} of {level:.6g}" for res, v, level in levels if v > level]
+        raise RuntimeError(
+            f"stage {self._stages.number + 1} is over and its level is not met: resource "
+            f"{', '.join(above)}, with all cut that may be; what the dense layers cost has risen "
+            "since the start, or the resource rises as weights go: raise the budget, or prune more "
+            "layers"
+        )
 
     # ---- checks -------------------------------------------------------------------------------
 
-    def _check_floor(self, res: Resource) -> None:
-        budget = self.budgets[self.resources.index(res)]
-        floor = res(self._kept(self.units.most))
-        if floor > budget:
-            dense = [info.name for info in self._infos if not info.pruned]
-            raise ValueError(
-                f"budget {budget} of resource {res.name!r} cannot be met: the layers that are left "
-                f"dense ({', '.join(dense) or 'none'}) cost {floor:.6g} of the dense network"
-                + (" together with one channel per layer" if self.granularity == "channel" else "")
-                + "; raise the budget or prune more layers (first=True prunes the first)"
-            )
-
     def _check_weights(self) -> None:
-        for info, module in zip(self._pruned_infos, self._modules, strict=True):
+        for name, module in zip(self._names, self._modules, strict=True):
             # a sum is finite unless an element is not (or all are beyond any training)
             if not torch.isfinite(masks.parameter_of(module).detach().sum()):
-                raise ValueError(self._not_finite([info.name]))
-
-    def _explain(self, error: ValueError) -> None:
-        if isinstance(error, NotFinite):
-            names = [self._pruned_infos[i].name for i in error.tensors]
-            error.args = (self._not_finite(names),)
-
-    @staticmethod
-    def _not_finite(names: Sequence[str]) -> str:
-        return (
-            f"weights of {', '.join(names)} are NaN or infinite: the optimizer stepped on NaN or "
-            "infinite gradients, or the learning rate is too high"
-        )
+                raise ValueError(
+                    f"weights of {name} are NaN or infinite: the optimizer stepped on NaN or "
+                    "infinite gradients, or the learning rate is too high"
+                )
 
     def _check_masks(self) -> None:
         self._verify_masks = False
-        for info, module, cut, weights in zip(
-            self._pruned_infos, self._modules, self._cut, self.units.weights, strict=True
-        ):
+        closed = self._stages.closed
+        for i, (name, module) in enumerate(zip(self._names, self._modules, strict=True)):
             mask = masks.own_mask(module)
             zeros = mask.mask.numel() - int(mask.mask.count_nonzero())
-            want = cut * weights if self._closed else 0
-            if mask.closed != self._closed or zeros != want:
+            layer = self._account.where[i]
+            want = self._account.layers[layer].weights - self._account.kept()[layer]
+            want = want if closed else 0
+            if mask.closed != closed or zeros != want:
                 raise RuntimeError(
-                    f"the mask of layer {info.name!r} does not belong to the pruner's state: it "
+                    f"the mask of layer {name!r} does not belong to the pruner's state: it "
                     f"is {'closed' if mask.closed else 'open'} with {zeros} zeros, the state has "
-                    f"{'closed' if self._closed else 'open'} with {want}; load the model's "
+                    f"{'closed' if closed else 'open'} with {want}; load the model's "
                     "state_dict of the same moment too"
                 )
-
-    # ---- when a step counts -------------------------------------------------------------------
-
-    def _after_optimizer(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        # fused optimizers are called even if AMP found infinities, and skip the update themselves
-        found = getattr(optimizer, "found_inf", None)
-        if found is None or not bool(found):
-            self._stepped = True
-
-    def _remember_versions(self) -> None:
-        self._stepped = False
-        self._versions = [masks.parameter_of(module)._version for module in self._modules]
-
-    def _optimizer_stepped(self) -> bool:
-        if self.optimizer is not None:
-            return self._stepped
-        now = [masks.parameter_of(module)._version for module in self._modules]
-        return now != self._versions
 
     # ---- report and checkpoints ---------------------------------------------------------------
 
     def _record(self) -> None:
         row = {
             "step": self.steps_done,
-            "stage": self._stage,
+            "stage": self._stages.number,
             "phase": self.phase,
             "density": self.density,
             **{
                 f"resource/{res.name}": value
-                for res, value in zip(self.resources, self._resource_values(self._cut), strict=True)
+                for res, value in zip(self.resources, self._account.values(), strict=True)
             },
             **self._multipliers(),
         }
@@ -500,8 +357,8 @@ class Pruner:
     def _identity(self) -> dict[str, Any]:
         return {
             "layers": {
-                info.name: list(masks.parameter_of(module).shape)
-                for info, module in zip(self._pruned_infos, self._modules, strict=True)
+                name: list(masks.parameter_of(module).shape)
+                for name, module in zip(self._names, self._modules, strict=True)
             },
             "pruner": type(self).__name__,
             "granularity": self.granularity,
@@ -523,10 +380,8 @@ class Pruner:
             "format": FORMAT,
             "identity": self._identity(),
             "steps_done": self.steps_done,
-            "stage": self._stage,
-            "stage_step": self._stage_step,
-            "closed": self._closed,
-            "cut": list(self._cut),
+            **self._stages.state_dict(),
+            "cut": list(self._account.cut),
             "resources": [res.state_dict() for res in self.resources],
             "best": copy.deepcopy(self._best),
             "history": self.history.state_dict(),
@@ -554,12 +409,11 @@ class Pruner:
                     f"the checkpoint is of {what}: it has {_difference(other[key], value)}"
                 )
         self.steps_done = state["steps_done"]
-        self._stage, self._stage_step = state["stage"], state["stage_step"]
-        self._closed = state["closed"]
-        self._cut = list(state["cut"])
+        self._stages.load_state_dict(state)
+        self._account.cut = list(state["cut"])
         for res, saved in zip(self.resources, state["resources"], strict=True):
             res.load_state_dict(saved)
-            res.freeze(self._closed)
+            res.freeze(self._stages.closed)
             if self.finished:
                 res.close()
         self._floors_checked = self._floors_checked or self.steps_done > 0
@@ -567,7 +421,7 @@ class Pruner:
         self.history.load_state_dict(state["history"])
         self._load_method_state(state["method"])
         self._verify_masks = True
-        self._remember_versions()
+        self._counter.forget()
 
     def _method_state(self) -> dict[str, Any]:
         return {}
@@ -628,12 +482,3 @@ def _schedule(schedule: Schedule | int | None, budget: float) -> Schedule:
             f"got {schedule.stages[-1].level}"
         )
     return schedule
-
-
-def ranking(units: Weights, layers: list[int], first: int, last: int) -> Ranking:
-    """The units of ``layers`` from rank ``first`` to ``last``."""
-    try:
-        return Ranking(units.magnitudes(layers), first, last)
-    except NotFinite as error:
-        error.tensors = [layers[i] for i in error.tensors]
-        raise

@@ -10,7 +10,45 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["History"]
+    from .account import Account
+    from .stages import Stages
+
+__all__ = ["History", "aligned", "overview"]
+
+
+def aligned(lines: Sequence[Sequence[Any]]) -> str:
+    """Cells as text, every column as wide as its widest cell; the first column stands left."""
+    cells = [[f"{v:.5g}" if isinstance(v, float) else str(v) for v in line] for line in lines]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if column else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in cells
+    )
+
+
+def overview(pruner: Any, account: Account, stages: Stages) -> str:
+    """The state of a pruner: its place in the schedule, its budgets, and what each layer keeps."""
+    number = min(stages.number + 1, len(stages.schedule.stages))
+    head = (
+        f"{type(pruner).__name__}: {stages.phase}, step {pruner.steps_done} of "
+        f"{stages.schedule.steps}, stage {number} of {len(stages.schedule.stages)}"
+    )
+    budgets: list[list[Any]] = [["resource", "now", "level", "budget"]]
+    levels = stages.levels()
+    for i, res in enumerate(account.resources):
+        ready = all(each.ready for each in account.resources)
+        now = account.values()[i] if ready else "not measured"
+        budgets.append([res.name, now, levels[i], stages.budgets[i]])
+    layers: list[list[Any]] = [["layer", "weights", "kept", "share", ""]]
+    kept = account.kept()
+    for layer, left in zip(account.layers, kept, strict=True):
+        note = "" if layer.pruned else "left dense"
+        layers.append([layer.name, layer.weights, left, left / layer.weights, note])
+    layers.append(["all", account.total, sum(kept), account.density, ""])
+    return f"{head}\n\n{aligned(budgets)}\n\n{aligned(layers)}"
 
 
 class History:
@@ -49,15 +87,9 @@ class History:
         """
         if columns is None:
             columns = [name for name in self.columns() if not name.startswith("kept/")]
-        cells = [list(columns)]
-        for row in self.rows:
-            values = (row.get(name, "") for name in columns)
-            cells.append([f"{v:.5g}" if isinstance(v, float) else str(v) for v in values])
-        widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
-        return "\n".join(
-            "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-            for line in cells
-        )
+        lines = [list(columns)]
+        lines += [[row.get(name, "") for name in columns] for row in self.rows]
+        return aligned(lines)
 
     def save_csv(self, path: str | Path) -> None:
         """Write all columns as CSV."""

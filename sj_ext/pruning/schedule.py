@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from .. import checks
+
 __all__ = ["Schedule", "Stage"]
 
 
@@ -21,6 +23,7 @@ class Stage:
         finetune_steps: optimizer steps of fine-tuning.
 
     Raises:
+        TypeError: a value that is no number, or steps that are no integer.
         ValueError: a number outside its range.
     """
 
@@ -29,12 +32,9 @@ class Stage:
     finetune_steps: int
 
     def __post_init__(self) -> None:
-        if not 0 < self.level <= 1:
-            raise ValueError(f"level must be in (0, 1], got {self.level!r}")
-        if self.compress_steps < 1:
-            raise ValueError(f"compress_steps must be at least 1, got {self.compress_steps!r}")
-        if self.finetune_steps < 0:
-            raise ValueError(f"finetune_steps must not be negative, got {self.finetune_steps!r}")
+        checks.number("level", self.level, above=0, at_most=1)
+        checks.integer("compress_steps", self.compress_steps, at_least=1)
+        checks.integer("finetune_steps", self.finetune_steps, at_least=0)
 
 
 @dataclass(frozen=True)
@@ -93,15 +93,14 @@ class Schedule:
                 evenly by the stages.
 
         Raises:
+            TypeError: an argument that is no number.
             ValueError: an argument outside its range.
         """
-        if not 0 < budget <= 1:
-            raise ValueError(f"budget must be in (0, 1], got {budget!r}")
-        if not ratio > 1:
-            raise ValueError(f"ratio must be above 1, got {ratio!r}")
-        for name, share in (("finetune", finetune), ("final", final)):
-            if not 0 <= share < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {share!r}")
+        checks.number("budget", budget, above=0, at_most=1)
+        checks.integer("steps", steps)
+        checks.number("ratio", ratio, above=1)
+        checks.number("finetune", finetune, at_least=0, below=1)
+        checks.number("final", final, at_least=0, below=1)
         if levels is None:
             number = max(1, math.ceil(math.log(1 / budget) / math.log(ratio) - 1e-9))
             number = max(1, min(number, steps // 4))

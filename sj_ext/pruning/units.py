@@ -14,7 +14,6 @@ from .masks import own_mask, parameter_of
 from .selection import (
     Cut,
     NotFinite,
-    cut_mask_,
     cut_mask_one_,
     flat,
     hold_,
@@ -32,13 +31,15 @@ class Weights:
         modules: layers with masks, one per weight tensor.
     """
 
+    #: each unit is one weight
+    single_weights = True
+
     def __init__(self, modules: Sequence[nn.Module]):
         self.modules = list(modules)
+        #: units that may be cut, by pool; here a pool is a layer
         self.sizes = [parameter_of(module).numel() for module in self.modules]
-        #: weights per unit, by layer
-        self.weights = [1] * len(self.modules)
-        #: units that may be cut, by layer
-        self.most = list(self.sizes)
+        #: what a unit takes from which layers, by pool: pairs of a layer's number and weights
+        self.prices = [[(i, 1)] for i in range(len(self.modules))]
 
     def magnitudes(self, layers: Sequence[int]) -> list[torch.Tensor]:
         """One-dimensional tensors, in the order of ties; here views of the weights."""
@@ -48,7 +49,12 @@ class Weights:
         """Set the units below the cut to zero."""
         zero_below_(self.magnitudes(layers), cut)
 
-    def shrink(self, layers: Sequence[int], low: Cut, high: Cut, factors: Sequence[float]) -> None:
+    @property
+    def most(self) -> list[int]:
+        """Units that may be cut, by pool."""
+        return list(self.sizes)
+
+    def scale(self, layers: Sequence[int], low: Cut, high: Cut, factors: Sequence[float]) -> None:
         """Multiply the units from ``low`` to below ``high`` by their layer's factor."""
         scale_between_(self.magnitudes(layers), low, high, factors)
 
@@ -84,6 +90,8 @@ class Channels(Weights):
         norms: per layer the normalisation that follows it, or None.
     """
 
+    single_weights = False
+
     def __init__(self, modules: Sequence[nn.Module], norms: Sequence[_BatchNorm | None]):
         super().__init__(modules)
         self.norms = list(norms)
@@ -92,27 +100,35 @@ class Channels(Weights):
                 raise ValueError(
                     f"granularity 'channel' needs groups=1 in transposed convolutions, got {module}"
                 )
-        self.sizes = [len(self._rows(i)) for i in range(len(self.modules))]
-        self.weights = [self._rows(i)[0].numel() for i in range(len(self.modules))]
-        self.most = [size - 1 for size in self.sizes]
+        # the strongest channel of a layer is no candidate
+        self.sizes = [len(self._rows(i)) - 1 for i in range(len(self.modules))]
+        self.prices = [[(i, self._rows(i)[0].numel())] for i in range(len(self.modules))]
 
     def _rows(self, i: int) -> torch.Tensor:
         return channels_first(self.modules[i], parameter_of(self.modules[i]).detach())
 
+    def _scores(self, i: int) -> tuple[torch.Tensor, int]:
+        """The score of each channel, and which is the strongest."""
+        score = self._rows(i).flatten(1).double().square().mean(1).sqrt()
+        if not score.isfinite().all():
+            raise NotFinite([i])
+        return score, int(score.argmax())
+
     def magnitudes(self, layers: Sequence[int]) -> list[torch.Tensor]:
-        scores = []
+        found = []
         for i in layers:
-            score = self._rows(i).flatten(1).double().square().mean(1).sqrt()
-            if not score.isfinite().all():
-                raise NotFinite([list(layers).index(i)])
-            score[score.argmax()] = 1e150  # the strongest stays; its square is finite too
-            scores.append(score)
-        return scores
+            score, strongest = self._scores(i)
+            found.append(torch.cat((score[:strongest], score[strongest + 1 :])))
+        return found
 
     def _cuts(self, layers: Sequence[int], cut: Cut) -> list[torch.Tensor]:
-        scores = self.magnitudes(layers)
-        kept = [torch.empty_like(score, dtype=torch.bool) for score in scores]
-        cut_mask_(kept, scores, cut)
+        kept = []
+        magnitudes = self.magnitudes(layers)
+        for number, i in enumerate(layers):
+            others = torch.empty_like(magnitudes[number], dtype=torch.bool)
+            cut_mask_one_(others, magnitudes, number, cut)
+            strongest = self._scores(i)[1]
+            kept.append(torch.cat((others[:strongest], others.new_ones(1), others[strongest:])))
         return kept
 
     def _silence(self, i: int, kept: torch.Tensor) -> None:
@@ -127,7 +143,7 @@ class Channels(Weights):
         for i, kept in zip(layers, self._cuts(layers, cut), strict=True):
             self._silence(i, kept)
 
-    def shrink(self, layers: Sequence[int], low: Cut, high: Cut, factors: Sequence[float]) -> None:
+    def scale(self, layers: Sequence[int], low: Cut, high: Cut, factors: Sequence[float]) -> None:
         below, upto = self._cuts(layers, low), self._cuts(layers, high)
         for i, inner, outer, factor in zip(layers, below, upto, factors, strict=True):
             rows, between = self._rows(i), inner & ~outer

@@ -200,7 +200,7 @@ def test_latency_tables():
         ({"schedule": Schedule.geometric(0.4)}, ValueError, "last level"),
         ({"granularity": "filter"}, ValueError, "granularity must be"),
         ({"log_every": 0}, ValueError, "log_every"),
-        ({"rates": (0.0, 1.0, 1.0)}, ValueError, "rates must be"),
+        ({"rates": (0.0, 1.0, 1.0)}, ValueError, r"rates\[0\] must be"),
         ({"lr": -1.0}, ValueError, "lr must be"),
         ({"resource": Resource("nothing", lambda layer, share: 0.0)}, ValueError, "above 0"),
     ],

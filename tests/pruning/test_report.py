@@ -53,6 +53,22 @@ def test_table_and_csv_show_the_same(finished, tmp_path):
     assert [float(row["density"]) for row in rows] == [r["density"] for r in pruner.history.rows]
 
 
+def test_a_pruner_is_shown_as_a_table():
+    model = mlp()
+    pruner = MinimaxPruner(model, budget=0.4, schedule=30)
+    move(model)
+    pruner.step()
+    head, budgets, layers = repr(pruner).split("\n\n")
+    assert head == "MinimaxPruner: compress, step 1 of 30, stage 1 of 1"
+    titles, row = (line.split() for line in budgets.splitlines())
+    assert titles == ["resource", "now", "level", "budget"]
+    assert row == ["params", f"{pruner.resource:.5g}", "0.4", "0.4"]
+    rows = [line.split() for line in layers.splitlines()]
+    assert rows[1] == ["0", "480", "480", "1", "left", "dense"]
+    assert [row[0] for row in rows] == ["layer", "0", "2", "4", "all"]
+    assert int(rows[-1][2]) == pruner.kept == sum(int(row[2]) for row in rows[1:-1])
+
+
 def test_scalars_go_to_the_writer(finished):
     _, writer, densities = finished
     assert [v for tag, v, _ in writer.scalars if tag == "pruning/density"] == densities

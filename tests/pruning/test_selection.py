@@ -17,6 +17,7 @@ from sj_ext.pruning.selection import (
     smallest_count,
     zero_below_,
 )
+from sj_ext.pruning.selection import ranking as ranking_module
 
 
 def sorted_keys(tensors):
@@ -182,13 +183,18 @@ def test_without_numba_the_result_is_the_same(monkeypatch):
         compiled.scanner.cache_clear()
     assert without.cut(205_000) == with_numba.cut(205_000)
     assert without.counts(205_000) == with_numba.counts(205_000)
-    assert without.energy(205_000) == pytest.approx(with_numba.energy(205_000), rel=1e-6)
+    assert without.energy(205_000) == pytest.approx(with_numba.energy(205_000), rel=1e-5)
 
 
-def test_few_passes_over_a_large_tensor():
+def test_few_passes_over_a_large_tensor(monkeypatch):
+    passes = []
+    over_blocks = ranking_module.over_blocks
+    monkeypatch.setattr(
+        ranking_module, "over_blocks", lambda *a: passes.append(1) or over_blocks(*a)
+    )
     tensors = [torch.randn(1_500_000)]
     ranking = Ranking(tensors, 1_200_000, 1_205_000)
-    assert ranking.passes == 1
+    assert len(passes) == 1
     assert ranking.magnitude.size < 0.03 * 1_500_000
     want = numpy.sort(tensors[0].abs().numpy())[1_202_999]
     assert ranking.magnitude_at(1_203_000) == want

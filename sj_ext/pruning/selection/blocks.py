@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -41,8 +43,8 @@ def _numpy_views(tensors: Sequence[torch.Tensor], dtype: np.dtype) -> list[np.nd
     return [t.numpy() if t.device.type == "cpu" and t.dtype == kind else None for t in tensors]
 
 
-class Scratch:
-    """Space for one block of a pass, of one thread; each part is taken when it is first used."""
+class Scratch(threading.local):
+    """Space for one block of a pass, for each thread its own; parts are taken when first used."""
 
     def __init__(self, size: int, dtype: np.dtype):
         self.size = size
@@ -67,26 +69,36 @@ class Scratch:
 
 
 def over_blocks(tensors, dtype, scan_numpy, scan_torch) -> list[Any]:
-    """One pass: a result per block, in order, over as many threads as torch uses."""
+    """One pass: a result per block, in order, over as many threads as torch uses.
+
+    Args:
+        tensors: one-dimensional.
+        dtype: in which magnitudes are compared.
+        scan_numpy: ``scan(block, scratch)`` for what NumPy can look at.
+        scan_torch: ``scan(block)`` for other dtypes and devices.
+    """
     jobs = _blocks(tensors)
     views = _numpy_views(tensors, dtype)
-
-    def run(part):
-        scratch = Scratch(max((stop - start for _, start, stop in part), default=0), dtype)
+    scratch = Scratch(max((stop - start for _, start, stop in jobs), default=0), dtype)
+    if any(view is None for view in views):
         results = []
-        with np.errstate(invalid="ignore"):
-            for i, start, stop in part:
-                if views[i] is not None:
-                    results.append(scan_numpy(views[i][start:stop], scratch))
-                else:
-                    results.append(scan_torch(tensors[i][start:stop]))
-        return results
-
+        for i, start, stop in jobs:
+            view = views[i]
+            if view is None:
+                results.append(scan_torch(tensors[i][start:stop]))
+            else:
+                results.append(scan_numpy(view[start:stop], scratch))
+        return list(zip(jobs, results, strict=True))
+    parts = [views[i][start:stop] for i, start, stop in jobs]  # type: ignore[index]
     threads = min(torch.get_num_threads(), math.ceil(len(jobs) / 4))
-    if threads <= 1 or any(view is None for view in views):
-        return list(zip(jobs, run(jobs), strict=True))
-    share = math.ceil(len(jobs) / threads)
-    parts = [jobs[at : at + share] for at in range(0, len(jobs), share)]
-    with ThreadPoolExecutor(len(parts)) as pool:
-        results = [result for part in pool.map(run, parts) for result in part]
+    with np.errstate(invalid="ignore"):
+        if threads <= 1:
+            results = list(map(scan_numpy, parts, itertools.repeat(scratch)))
+        else:
+            with ThreadPoolExecutor(threads, initializer=_ignore_invalid) as pool:
+                results = list(pool.map(scan_numpy, parts, itertools.repeat(scratch)))
     return list(zip(jobs, results, strict=True))
+
+
+def _ignore_invalid() -> None:
+    np.seterr(invalid="ignore")

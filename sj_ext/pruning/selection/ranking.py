@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -50,16 +51,10 @@ class Ranking:
                 f"ranks must satisfy 0 <= first <= last <= {self.total}, got {first} and {last}"
             )
         self.first, self.last = first, last
-        #: passes that were needed
-        self.passes = 0
-        self._below_counts: list[int] | None = None
-        self._find(max(first, 1), max(last, 1))
-
-    # ---- the bracket -------------------------------------------------------------------------
-
-    def _find(self, first: int, last: int) -> None:
+        first, last = max(first, 1), max(last, 1)
         if self.total <= SMALL:
-            return self._scan(-1.0, np.inf)
+            self._scan(-1.0, np.inf)
+            return
         sample = self._sample()
         n = len(sample)
         # four standard deviations of a rank in a random sample
@@ -96,21 +91,15 @@ class Ranking:
             offset += len(tensor)
         return np.concatenate(parts)
 
+    # ---- the bracket -------------------------------------------------------------------------
+
     def _scan(self, low, high) -> None:
-        self.passes += 1
         low, high = self.dtype.type(low), self.dtype.type(high)
-        compiled_scan = compiled.scanner() if self.total >= compiled.LARGE else None
-        scan = (
-            _scan_numpy
-            if compiled_scan is None
-            else functools.partial(_scan_compiled, compiled_scan)
-        )
-        results = over_blocks(
-            self.tensors,
-            self.dtype,
-            lambda block, scratch: scan(block, low, high, scratch),
-            lambda block: _scan_torch(block, low, high, self.dtype),
-        )
+        scan = functools.partial(_scan_numpy, low, high)
+        if self.total >= compiled.LARGE and (loop := compiled.scanner()) is not None:
+            scan = functools.partial(_scan_compiled, loop, low, high)
+        by_torch = functools.partial(_scan_torch, low, high, self.dtype)
+        results = over_blocks(self.tensors, self.dtype, scan, by_torch)
         size = len(self.tensors)
         self.low = float(low)
         self.le_counts, self.le_energy, inside = [0] * size, [0.0] * size, [0] * size
@@ -121,44 +110,32 @@ class Ranking:
         self.le = sum(self.le_counts)
         # inside the bracket: magnitudes in the order of ties, and sorted; where each tensor's begin
         self.starts = np.concatenate([[0], np.cumsum(inside)]).astype(int)
-        self.magnitude = np.concatenate([block.magnitude for _, block in results])
+        self.magnitude = np.concatenate(
+            [np.empty(0, self.dtype), *(block.magnitude for _, block in results)]
+        )
         self.ordered = np.sort(self.magnitude)
         self._found = [(start, block.index) for (_, start, _), block in results]
-        self._below_counts = None
-        self._check_finite()
-
-    def _check_finite(self) -> None:
+        self._below_counts: list[int] | None = None
+        self._partitions: dict[int, _Partition] = {}
         bad = [i for i, energy in enumerate(self.le_energy) if not math.isfinite(energy)]
         if bad:
             raise NotFinite(bad)
 
     def _strictly_below(self) -> list[int]:
-        """How many weights of each tensor are below the lower end; one more pass finds them."""
+        """How many weights of each tensor are below the lower end; one more pass finds them.
+
+        The rest of ``le_counts`` equals it.
+        """
         if self._below_counts is None:
-            self._below_counts = self._ties()
+            counts = [0] * len(self.tensors)
+            if self.low > 0:  # no magnitude is below 0
+                by_numpy = functools.partial(_count_below, self.dtype.type(self.low))
+                by_torch = functools.partial(_count_below_torch, self.low, torch_kind(self.dtype))
+                found = over_blocks(self.tensors, self.dtype, by_numpy, by_torch)
+                for (i, _, _), count in found:
+                    counts[i] += count
+            self._below_counts = counts
         return self._below_counts
-
-    def _ties(self) -> list[int]:
-        """Count what is strictly below the lower end; the rest of ``le`` equals it."""
-        if self.low <= 0:  # no magnitude is below 0: no pass is needed
-            return [0] * len(self.tensors)
-        low = self.dtype.type(self.low)
-
-        def count_numpy(block, scratch):
-            magnitude, below = scratch.magnitude[: len(block)], scratch.below[: len(block)]
-            np.abs(block, out=magnitude)
-            np.less(magnitude, low, out=below)
-            return int(np.count_nonzero(below))
-
-        def count_torch(block):
-            kind = torch.float64 if self.dtype == np.float64 else torch.float32
-            return int((block.to(kind).abs() < float(low)).sum())
-
-        self.passes += 1
-        counts = [0] * len(self.tensors)
-        for (i, _, _), count in over_blocks(self.tensors, self.dtype, count_numpy, count_torch):
-            counts[i] += count
-        return counts
 
     # ---- answers -----------------------------------------------------------------------------
 
@@ -167,95 +144,32 @@ class Ranking:
         below = self.le if self._below_counts is None else sum(self._below_counts)
         return below < rank <= self.le + len(self.magnitude)
 
-    def _split(self, count: int) -> tuple[float, int]:
-        """Magnitude of rank ``count`` inside the bracket, and how many of its equals are cut."""
-        magnitude = self.ordered[count - self.le - 1]
-        return magnitude, count - self.le - int(np.searchsorted(self.ordered, magnitude))
+    def knows(self, count: int) -> bool:
+        """Can the ``count`` smallest weights be told?"""
+        return count == 0 or self.covers(count)
 
     def magnitude_at(self, rank: int) -> float:
         """The magnitude of rank ``rank``; infinity one past the last weight."""
         if rank == self.total + 1:
             return math.inf
-        self._require(rank)
-        return self.low if rank <= self.le else float(self._split(rank)[0])
-
-    def _require(self, rank: int) -> None:
         if not self.covers(rank):
             raise ValueError(f"rank must be in {self.first}..{self.last}, got {rank}")
-
-    def _place(self, inside: int) -> tuple[int, int]:
-        """Tensor and index of a weight, from its place inside the bracket."""
-        tensor = int(np.searchsorted(self.starts, inside, side="right")) - 1
-        for start, index in self._found:
-            if inside < len(index):
-                return tensor, start + int(index[inside])
-            inside -= len(index)
-        raise RuntimeError("a place outside the bracket")
-
-    def _tied(self, count: int) -> list[int]:
-        """How many weights equal to the lower end are cut, per tensor (for ``count < le``)."""
-        below_counts = self._strictly_below()
-        left = count - sum(below_counts)
-        if left < 0:
-            raise ValueError(f"rank must be in {self.first}..{self.last}, got {count}")
-        cut = []
-        for le, below in zip(self.le_counts, below_counts, strict=True):
-            cut.append(min(left, le - below))
-            left -= cut[-1]
-        return cut
+        return self.low if rank <= self.le else float(self.ordered[rank - self.le - 1])
 
     def counts(self, count: int) -> list[int]:
         """How many of the ``count`` smallest weights each tensor holds."""
-        if count == 0:
-            return [0] * len(self.tensors)
-        if count < self.le:
-            tied = self._tied(count)
-            return [below + t for below, t in zip(self._strictly_below(), tied, strict=True)]
-        if count == self.le:
-            return list(self.le_counts)
-        magnitude, equals = self._split(count)
-        counts = []
-        for le, start, stop in zip(self.le_counts, self.starts, self.starts[1:], strict=False):
-            part = self.magnitude[start:stop]
-            equal = min(equals, int(np.count_nonzero(part == magnitude)))
-            counts.append(le + int(np.count_nonzero(part < magnitude)) + equal)
-            equals -= equal
-        return counts
-
-    def energy(self, count: int) -> float:
-        """The sum of the squares of the ``count`` smallest weights."""
-        if count == 0:
-            return 0.0
-        if count < self.le:
-            tied = sum(self._tied(count))
-            equal = self.le - sum(self._strictly_below())
-            return math.fsum(self.le_energy) - (equal - tied) * self.low**2
-        inside = self.ordered[: count - self.le].astype(np.float64)
-        return math.fsum(self.le_energy) + float(np.einsum("i,i->", inside, inside))
+        part = self._partition(count)
+        return [below + equal for below, equal in zip(part.below, part.equal, strict=True)]
 
     def energies(self, count: int) -> list[float]:
-        """As :meth:`energy`, for each tensor."""
-        if count == 0:
-            return [0.0] * len(self.tensors)
-        if count < self.le:
-            tied = self._tied(count)
-            below = self._strictly_below()
-            counts = zip(self.le_energy, self.le_counts, below, tied, strict=True)
-            return [energy - (le - less - t) * self.low**2 for energy, le, less, t in counts]
-        if count == self.le:
-            return list(self.le_energy)
-        magnitude, equals = self._split(count)
-        energies = []
-        spans = zip(self.le_energy, self.starts, self.starts[1:], strict=False)
-        for energy, start, stop in spans:
-            part = self.magnitude[start:stop]
-            equal = min(equals, int(np.count_nonzero(part == magnitude)))
-            inside = part[part < magnitude].astype(np.float64)
-            energies.append(
-                energy + float(np.einsum("i,i->", inside, inside)) + equal * float(magnitude) ** 2
-            )
-            equals -= equal
-        return energies
+        """The sum of the squares of the ``count`` smallest weights, for each tensor."""
+        part = self._partition(count)
+        square = part.magnitude**2
+        return [e + equal * square for e, equal in zip(part.energies, part.equal, strict=True)]
+
+    def energy(self, count: int) -> float:
+        """As :meth:`energies`, of all tensors together."""
+        return math.fsum(self.energies(count))
 
     def cut(self, count: int) -> Cut:
         """The place in the order below which exactly ``count`` weights lie."""
@@ -263,27 +177,91 @@ class Ranking:
             return Cut(0.0, 0, 0)
         if count >= self.total:
             return Cut(math.inf, 0, 0)
-        if count < self.le or (count == self.le and self._below_counts is not None):
-            tied = self._tied(count)
-            last = max((i for i, t in enumerate(tied) if t), default=None)
-            if last is None:  # nothing of the equals is cut
-                return Cut(self.low, 0, 0)
-            return Cut(self.low, last, self._tie_index(last, tied[last]) + 1)
-        if count == self.le:  # everything at the lower end is cut, nothing above it
-            return Cut(self.low, len(self.tensors), 0)
-        magnitude, equals = self._split(count)
-        tensor, index = self._place(int(np.flatnonzero(self.magnitude == magnitude)[equals - 1]))
-        return Cut(float(magnitude), tensor, index + 1)
+        part = self._partition(count)
+        if part.all_equal:  # everything at this magnitude is cut, nothing above it
+            return Cut(part.magnitude, len(self.tensors), 0)
+        last = max((i for i, equal in enumerate(part.equal) if equal), default=None)
+        if last is None:  # nothing of the equals is cut
+            return Cut(part.magnitude, 0, 0)
+        index = self._index_of_equal(last, part.equal[last], part.magnitude)
+        return Cut(part.magnitude, last, index + 1)
 
-    def _tie_index(self, tensor: int, number: int) -> int:
-        """Index of the ``number``-th weight of a tensor that equals the lower end."""
+    def _partition(self, count: int) -> _Partition:
+        """The ``count`` smallest weights: those below the largest of them, and its equals."""
+        if count not in self._partitions:
+            if count == 0:
+                none = [0] * len(self.tensors)
+                part = _Partition(0.0, none, [0.0] * len(none), none, False)
+            elif count < self.le:
+                part = self._partition_at_low(count)
+            elif count == self.le:
+                none = [0] * len(self.tensors)
+                part = _Partition(self.low, self.le_counts, self.le_energy, none, True)
+            else:
+                part = self._partition_inside(count)
+            self._partitions[count] = part
+        return self._partitions[count]
+
+    def _partition_at_low(self, count: int) -> _Partition:
+        below = self._strictly_below()
+        if count < sum(below):
+            raise ValueError(f"rank must be in {self.first}..{self.last}, got {count}")
+        equals = [le - less for le, less in zip(self.le_counts, below, strict=True)]
+        square = self.low**2
+        energies = [e - equal * square for e, equal in zip(self.le_energy, equals, strict=True)]
+        cut = _first(equals, count - sum(below))
+        return _Partition(self.low, below, energies, cut, False)
+
+    def _partition_inside(self, count: int) -> _Partition:
+        magnitude = self.ordered[count - self.le - 1]
+        below, energies, equals = list(self.le_counts), list(self.le_energy), []
+        for i, (start, stop) in enumerate(itertools.pairwise(self.starts)):
+            part = self.magnitude[start:stop]
+            less = part[part < magnitude].astype(np.float64)
+            below[i] += len(less)
+            energies[i] += float(np.einsum("i,i->", less, less))
+            equals.append(int(np.count_nonzero(part == magnitude)))
+        cut = _first(equals, count - sum(below))
+        return _Partition(float(magnitude), below, energies, cut, False)
+
+    def _index_of_equal(self, tensor: int, number: int, magnitude: float) -> int:
+        """Index of the ``number``-th weight of a tensor that has this magnitude."""
+        if magnitude > self.low:  # inside the bracket: its place is known
+            start, stop = self.starts[tensor : tensor + 2]
+            hits = np.flatnonzero(self.magnitude[start:stop] == magnitude)
+            inside = int(start) + int(hits[number - 1])
+            for at, index in self._found:
+                if inside < len(index):
+                    return at + int(index[inside])
+                inside -= len(index)
         values = self.tensors[tensor]
         for at in range(0, len(values), blocks.BLOCK):
-            hits = (values[at : at + blocks.BLOCK].abs().double() == self.low).nonzero().squeeze(1)
-            if number <= len(hits):
-                return at + int(hits[number - 1])
-            number -= len(hits)
+            equal = values[at : at + blocks.BLOCK].abs().double() == magnitude
+            places = equal.nonzero().squeeze(1)
+            if number <= len(places):
+                return at + int(places[number - 1])
+            number -= len(places)
         raise RuntimeError("weights changed during the selection")
+
+
+class _Partition(NamedTuple):
+    """The smallest weights, by tensor: those below a magnitude, and the first of its equals."""
+
+    magnitude: float
+    below: list[int]
+    energies: list[float]
+    equal: list[int]
+    #: all equals are cut, and ``below`` has them
+    all_equal: bool
+
+
+def _first(available: Sequence[int], count: int) -> list[int]:
+    """``count`` of what is available, the first ones first."""
+    taken = []
+    for number in available:
+        taken.append(min(number, count))
+        count -= taken[-1]
+    return taken
 
 
 class _Block(NamedTuple):
@@ -293,13 +271,13 @@ class _Block(NamedTuple):
     magnitude: np.ndarray
 
 
-def _scan_compiled(compiled_scan, block: np.ndarray, low, high, scratch: Scratch) -> _Block:
+def _scan_compiled(compiled_scan, low, high, block: np.ndarray, scratch: Scratch) -> _Block:
     index, magnitude = scratch.index, scratch.magnitude
     count, energy, taken = compiled_scan(block, low, high, index, magnitude)
     return _Block(count, energy, index[:taken].copy(), magnitude[:taken].copy())
 
 
-def _scan_numpy(block: np.ndarray, low, high, scratch: Scratch) -> _Block:
+def _scan_numpy(low, high, block: np.ndarray, scratch: Scratch) -> _Block:
     size = len(block)
     magnitude = scratch.magnitude[:size]
     below, inside = scratch.below[:size], scratch.inside[:size]
@@ -313,22 +291,17 @@ def _scan_numpy(block: np.ndarray, low, high, scratch: Scratch) -> _Block:
     # the squares of what is above are those of the bound: cheaper than a product with a mask
     bound = max(low, low.dtype.type(0))
     np.clip(magnitude, -bound, bound, out=magnitude)
-    energy = _sum_of_squares(scratch.magnitude, size) - float(bound) ** 2 * (size - count)
+    # up to a full row, row by row: a library's dot product of short vectors does not depend on its
+    # number of threads
+    stop = -(-size // ROW) * ROW
+    scratch.magnitude[size:stop] = 0
+    rows = scratch.magnitude[:stop].reshape(-1, ROW)
+    squares = np.matmul(rows[:, None, :], rows[:, :, None])
+    energy = float(squares.sum(dtype=np.float64)) - float(bound) ** 2 * (size - count)
     return _Block(count, max(energy, 0.0) if energy == energy else energy, index, taken)
 
 
-def _sum_of_squares(values: np.ndarray, size: int) -> float:
-    """Of the first ``size`` values; what follows them up to a full row is overwritten.
-
-    Row by row: a library's dot product of short vectors does not depend on its number of threads.
-    """
-    stop = -(-size // ROW) * ROW
-    values[size:stop] = 0
-    rows = values[:stop].reshape(-1, ROW)
-    return float(np.matmul(rows[:, None, :], rows[:, :, None]).sum(dtype=np.float64))
-
-
-def _scan_torch(block: torch.Tensor, low, high, dtype) -> _Block:
+def _scan_torch(low, high, dtype, block: torch.Tensor) -> _Block:
     kind = torch_kind(dtype)
     magnitude = block.to(kind).abs()
     below = magnitude <= float(low)
@@ -339,3 +312,14 @@ def _scan_torch(block: torch.Tensor, low, high, dtype) -> _Block:
     # one transfer for all numbers of the block
     numbers = torch.stack((below.sum().double(), energy.double())).tolist()
     return _Block(int(numbers[0]), numbers[1], index.cpu().numpy(), taken.cpu().numpy())
+
+
+def _count_below(low, block: np.ndarray, scratch: Scratch) -> int:
+    magnitude, below = scratch.magnitude[: len(block)], scratch.below[: len(block)]
+    np.abs(block, out=magnitude)
+    np.less(magnitude, low, out=below)
+    return int(np.count_nonzero(below))
+
+
+def _count_below_torch(low: float, kind: torch.dtype, block: torch.Tensor) -> int:
+    return int((block.to(kind).abs() < low).sum())

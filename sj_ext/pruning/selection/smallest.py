@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 
-from .blocks import key_dtype, over_blocks, torch_kind
+from .blocks import Scratch, key_dtype, over_blocks, torch_kind
 
 
 def smallest_count(
@@ -24,23 +26,6 @@ def smallest_count(
     """
     dtype = key_dtype(tensors)
     bits = np.uint64 if dtype == np.float64 else np.uint32
-
-    def counted(bound) -> list[int]:
-        def by_numpy(block, scratch):
-            magnitude, below = scratch.magnitude[: len(block)], scratch.below[: len(block)]
-            np.abs(block, out=magnitude)
-            np.less_equal(magnitude, bound, out=below)
-            return int(np.count_nonzero(below))
-
-        def by_torch(block):
-            kind = torch_kind(dtype)
-            return int((block.to(kind).abs() <= float(bound)).sum())
-
-        counts = [0] * len(tensors)
-        for (i, _, _), count in over_blocks(tensors, dtype, by_numpy, by_torch):
-            counts[i] += count
-        return counts
-
     none = [0] * len(tensors)
     if enough(none):
         return 0, none
@@ -48,7 +33,11 @@ def smallest_count(
     below, upto = none, [len(tensor) for tensor in tensors]
     while high - low > 1:
         middle = (low + high) // 2
-        counts = counted(np.array(middle, bits).view(dtype)[()])
+        bound = np.array(middle, bits).view(dtype)[()]
+        scans = partial(_at_most, bound), partial(_at_most_torch, bound, torch_kind(dtype))
+        counts = [0] * len(tensors)
+        for (i, _, _), count in over_blocks(tensors, dtype, *scans):
+            counts[i] += count
         if enough(counts):
             high, upto = middle, counts
         else:
@@ -68,3 +57,14 @@ def smallest_count(
         low, high = (low, middle) if enough(with_equals(middle)) else (middle, high)
     counts = with_equals(high)
     return sum(counts), counts
+
+
+def _at_most(bound: Any, block: np.ndarray, scratch: Scratch) -> int:
+    magnitude, below = scratch.magnitude[: len(block)], scratch.below[: len(block)]
+    np.abs(block, out=magnitude)
+    np.less_equal(magnitude, bound, out=below)
+    return int(np.count_nonzero(below))
+
+
+def _at_most_torch(bound: Any, kind: torch.dtype, block: torch.Tensor) -> int:
+    return int((block.to(kind).abs() <= float(bound)).sum())
