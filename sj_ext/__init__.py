@@ -18,7 +18,7 @@ from . import (
     surrogate,
 )
 from ._version import __version__
-from .parameters import parameter_groups
+from .parameters import no_weight_decay, parameter_groups
 from .registration import register, registered, unregister
 from .swap import swap_neurons
 
@@ -32,6 +32,7 @@ __all__ = [
     "memory",
     "model",
     "neuron",
+    "no_weight_decay",
     "parameter_groups",
     "pruning",
     "register",

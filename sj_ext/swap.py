@@ -11,6 +11,7 @@ from torch import nn
 
 from . import host
 from .neuron import LearnableInitialPotential, with_learnable_imp
+from .parameters import answer_no_weight_decay
 
 __all__ = ["swap_neurons"]
 
@@ -33,7 +34,8 @@ def swap_neurons(module: nn.Module, mapping: Mapping[type, type], **overrides: A
     learnable initial potential, else those that both constructors have, by name), learned
     parameters and buffers (the same tensors, so that an optimizer that holds them goes on),
     surrogate, step mode, backend, device, dtype, train or eval flag and hooks. A neuron that stands
-    in several places stays shared.
+    in several places stays shared. ``module.no_weight_decay()`` then names the parameters that
+    :func:`sj_ext.no_weight_decay` does, for timm's optimizer factory.
 
     Args:
         module: the network; it may not be one of the neurons itself.
@@ -73,6 +75,7 @@ def swap_neurons(module: nn.Module, mapping: Mapping[type, type], **overrides: A
             f"mapping: the network has no {names}; the stateful modules that it has are "
             f"{', '.join(present) or 'none'}"
         )
+    answer_no_weight_decay(module)
     return len(swapped)
 
 

@@ -7,6 +7,7 @@ from torch import nn
 
 from ... import checks, host
 from ...layer.spiking import NeuronFactory, new_neuron
+from ...parameters import no_weight_decay
 from .published import PublishedNames
 
 __all__ = ["Head", "SpikingTransformer", "initialize_linear"]
@@ -71,6 +72,10 @@ class SpikingTransformer(nn.Module, host.base.StepModule):
         if self.step_mode == "m" and x.dim() == 4:
             x = x.unsqueeze(0).expand(self.T, *x.shape)
         return self.body(self.stem(x))
+
+    def no_weight_decay(self) -> set[str]:
+        """See :func:`sj_ext.no_weight_decay`; timm's optimizer factory asks for it."""
+        return no_weight_decay(self)
 
     def extra_repr(self) -> str:
         return f"T={self.T}, step_mode={self.step_mode}"

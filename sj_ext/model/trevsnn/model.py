@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ... import checks, host
 from ...layer import ScaledWSConv2d, TemporalReversible
+from ...parameters import no_weight_decay
 from ...surrogate import Rect
 from .blocks import (
     BlockTail,
@@ -150,6 +151,10 @@ class TRevSNN(nn.Module, host.base.MultiStepModule):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits after each step in training, of the last step in evaluation."""
         return self.step_logits(x) if self.training else self._final(self.potentials(x)[-1])
+
+    def no_weight_decay(self) -> set[str]:
+        """See :func:`sj_ext.no_weight_decay`; timm's optimizer factory asks for it."""
+        return no_weight_decay(self)
 
     def step_logits(self, x: torch.Tensor) -> torch.Tensor:
         """Logits after each step, ``[T, N, classes]``; ``[1, N, classes]`` for events.
