@@ -25,7 +25,7 @@ NAMES: dict[ModuleType, tuple[ModuleType, tuple[str, ...]]] = {
             "TurnOnNode",
         ),
     ),
-    host.surrogate: (surrogate, ("DSpike", "Rect")),
+    host.surrogate: (surrogate, ("ClosedRect", "DSpike", "Rect")),
     host.functional: (
         functional,
         ("lts_cross_entropy", "sdt_cross_entropy", "tet_cross_entropy", "tet_s_cross_entropy"),

@@ -1,7 +1,7 @@
 r"""Surrogate gradients: a Heaviside step forwards, a smooth or flat window backwards.
 
-Both surrogates are centred on the threshold: their argument is :math:`x = v - v_{th}`. They emit
-the CUDA code that the CuPy kernels of SpikingJelly 0.0.0.0.14 ask for.
+All are centred on the threshold: their argument is :math:`x = v - v_{th}`. They emit the CUDA code
+that the CuPy kernels of SpikingJelly 0.0.0.0.14 ask for.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ from torch import nn
 
 from . import host
 
-__all__ = ["DSpike", "Rect"]
+__all__ = ["ClosedRect", "DSpike", "Rect"]
 
 
 class _CudaWindow(host.SurrogateFunction):
     """A surrogate whose gradient is ``inside`` where ``|x| < half_width`` and 0 elsewhere."""
+
+    #: whether both ends belong to the window
+    _closed = False
 
     def _inside(self, x: str, dtype: str) -> str:
         """CUDA expression of the gradient inside the window."""
@@ -40,8 +43,10 @@ class _CudaWindow(host.SurrogateFunction):
         """
         inside, width = self._inside(x, dtype), _number(self._half_width(), dtype)
         if dtype == "float":
-            return f"{y} = fabsf({x}) < {width} ? {inside} : 0.0f;"
-        return f"{y} = __hmul2(__hlt2(__habs2({x}), {width}), {inside});"
+            compare = "<=" if self._closed else "<"
+            return f"{y} = fabsf({x}) {compare} {width} ? {inside} : 0.0f;"
+        compare = "__hle2" if self._closed else "__hlt2"
+        return f"{y} = __hmul2({compare}(__habs2({x}), {width}), {inside});"
 
     def cuda_code(self, x: str, y: str, dtype: str = "fp32") -> str:
         """The same for the older kernels of 0.0.0.0.14 (QIF, EIF, Izhikevich).
@@ -76,27 +81,47 @@ def _positive(name: str, value: float) -> float:
 
 class _RectStep(torch.autograd.Function):
     @staticmethod
-    def forward(x: torch.Tensor, alpha: float) -> torch.Tensor:
+    def forward(x: torch.Tensor, alpha: float, closed: bool) -> torch.Tensor:
         return (x >= 0).to(x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        x, alpha = inputs
-        ctx.save_for_backward(x.abs() < 0.5 / alpha)
+        x, alpha, closed = inputs
+        half_width = 0.5 / alpha
+        ctx.save_for_backward(x.abs() <= half_width if closed else x.abs() < half_width)
         ctx.alpha = alpha
 
     @staticmethod
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (window,) = ctx.saved_tensors
-        return grad_output * window * ctx.alpha, None
+        return grad_output * window * ctx.alpha, None, None
 
 
-class Rect(_CudaWindow):
+class _Rectangle(_CudaWindow):
+    """What the open and the closed window share."""
+
+    def __init__(self, alpha: float = 1.0, spiking: bool = True):
+        super().__init__(_positive("alpha", alpha), spiking)
+
+    @staticmethod
+    def primitive_function(x: torch.Tensor, alpha: float) -> torch.Tensor:
+        """The ramp whose derivative the window is."""
+        return (alpha * x + 0.5).clamp(0.0, 1.0)
+
+    def _inside(self, x: str, dtype: str) -> str:
+        return _number(self.alpha, dtype)
+
+    def _half_width(self) -> float:
+        return 0.5 / self.alpha
+
+
+class Rect(_Rectangle):
     r"""Rectangular window: :math:`\Theta'(x) = \alpha` where :math:`|x| < 1 / (2\alpha)`, else 0.
 
     Its primitive function is :math:`\mathrm{clip}(\alpha x + 1/2, 0, 1)`. With ``alpha=1`` and a
-    threshold of 0.5 the gradient is 1 for potentials between 0 and 1. Where the host has a ``Rect``
-    of its own (SpikingJelly 2.x), ``sj_ext.surrogate.Rect`` is that class.
+    threshold of 0.5 the gradient is 1 for potentials between 0 and 1, and 0 at both ends;
+    :class:`ClosedRect` has the ends inside. Where the host has a ``Rect`` of its own
+    (SpikingJelly 2.x), ``sj_ext.surrogate.Rect`` is that class.
 
     Args:
         alpha: height of the window and inverse of its width.
@@ -112,27 +137,44 @@ class Rect(_CudaWindow):
     networks", Frontiers in Neuroscience 2018.
     """
 
-    def __init__(self, alpha: float = 1.0, spiking: bool = True):
-        super().__init__(_positive("alpha", alpha), spiking)
-
     @staticmethod
     def spiking_function(x: torch.Tensor, alpha: float) -> torch.Tensor:
         """Heaviside step with the rectangular gradient."""
-        return _RectStep.apply(x, alpha)
-
-    @staticmethod
-    def primitive_function(x: torch.Tensor, alpha: float) -> torch.Tensor:
-        """The ramp whose derivative the window is."""
-        return (alpha * x + 0.5).clamp(0.0, 1.0)
-
-    def _inside(self, x: str, dtype: str) -> str:
-        return _number(self.alpha, dtype)
-
-    def _half_width(self) -> float:
-        return 0.5 / self.alpha
+        return _RectStep.apply(x, alpha, False)
 
 
 Rect = getattr(host.surrogate, "Rect", Rect)  # type: ignore[misc]  # the host's own where it is
+
+
+class ClosedRect(_Rectangle):
+    r"""Closed rectangular window: :math:`\Theta'(x) = \alpha` where :math:`|x| \le 1 / (2\alpha)`.
+
+    :class:`Rect` with both ends inside: with ``alpha=1`` and a threshold of 0.5 the gradient is 1
+    for potentials from 0 to 1 inclusive. The two differ where potentials lie exactly on an end,
+    which they do where biases are 0 and inputs are empty: an open window lets no gradient out of a
+    potential of 0, a closed one does. The program of T-RevSNN has the closed window.
+
+    Args:
+        alpha: height of the window and inverse of its width.
+        spiking: a Heaviside step forwards if true, :math:`\mathrm{clip}(\alpha x + 1/2, 0, 1)` if
+            not.
+
+    Shapes:
+        Any shape in, the same shape out.
+
+    Raises:
+        ValueError: ``alpha`` is not a finite number above 0.
+
+    Source: Hu et al., "High-Performance Temporal Reversible Spiking Neural Networks with O(L)
+    Training Memory and O(1) Inference Cost", ICML 2024, the public program.
+    """
+
+    _closed = True
+
+    @staticmethod
+    def spiking_function(x: torch.Tensor, alpha: float) -> torch.Tensor:
+        """Heaviside step with the gradient of the closed window."""
+        return _RectStep.apply(x, alpha, True)
 
 
 def _away_from_zero(temperature: torch.Tensor) -> torch.Tensor:

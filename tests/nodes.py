@@ -16,7 +16,7 @@ from sj_ext.neuron import (
     TurnOnNode,
     with_learnable_imp,
 )
-from sj_ext.surrogate import DSpike
+from sj_ext.surrogate import ClosedRect, DSpike
 
 #: constructor arguments by class name, where the defaults do not do
 ARGUMENTS = {
@@ -112,5 +112,6 @@ PLUGIN = {
     "TurnOnNode": Contract(TurnOnNode),
     "TurnOnNode channel": Contract(partial(TurnOnNode, decay=0.8, decay_shape="channel")),
     "TurnOnNode fixed": Contract(partial(TurnOnNode, decay=-0.7, learnable_decay=False)),
+    "TurnOnNode closed": Contract(partial(TurnOnNode, surrogate_function=ClosedRect())),
     "TurnOnNode DSpike": Contract(partial(TurnOnNode, surrogate_function=DSpike())),
 }

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sj_ext import host
-from sj_ext.surrogate import DSpike, Rect
+from sj_ext.surrogate import ClosedRect, DSpike, Rect
 
 #: at the edge of a window a derivative is a matter of definition; keep away from it
 inputs = st.lists(
@@ -21,7 +21,10 @@ inputs = st.lists(
 )
 
 
-@given(inputs, st.sampled_from([Rect(), Rect(2.0), DSpike(), DSpike(0.2), DSpike(9.0)]))
+@given(
+    inputs,
+    st.sampled_from([Rect(), Rect(2.0), ClosedRect(2.0), DSpike(), DSpike(0.2), DSpike(9.0)]),
+)
 def test_backward_is_the_derivative_of_the_primitive(values, function):
     x = torch.tensor(values, dtype=torch.float64, requires_grad=True)
     function.set_spiking_mode(True)
@@ -43,6 +46,18 @@ def test_rect_window_is_open_at_its_edges():
     x = torch.tensor([-0.5, -0.25, 0.0, 0.49, 0.5], requires_grad=True)
     Rect()(x).sum().backward()
     assert x.grad.tolist() == [0.0, 1.0, 1.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("alpha", [0.25, 1.0, 4.0])
+def test_the_closed_window_has_its_ends_inside(dtype, alpha):
+    end = torch.tensor([0.5 / alpha], dtype=dtype)
+    outside, inside = (torch.nextafter(end, end.new_full((1,), x)) for x in (torch.inf, 0.0))
+    x = torch.cat([-outside, -end, -inside, inside, end, outside]).requires_grad_()
+    y = ClosedRect(alpha)(x)
+    y.sum().backward()
+    assert y.tolist() == [0, 0, 0, 1, 1, 1]
+    assert x.grad.tolist() == [0, alpha, alpha, alpha, alpha, 0]
 
 
 @given(inputs, st.floats(0.05, 12.0))
@@ -79,7 +94,7 @@ def test_dspike_at_both_ends_of_its_temperature():
 
 
 def test_surrogates_copy_and_take_half_precision():
-    for function in (Rect(), DSpike(), DSpike(learnable=True)):
+    for function in (Rect(), ClosedRect(), DSpike(), DSpike(learnable=True)):
         twin = copy.deepcopy(function)
         x = torch.randn(7, dtype=torch.bfloat16, requires_grad=True)
         twin(x).sum().backward()
@@ -93,9 +108,13 @@ def test_a_width_or_temperature_must_be_above_zero(value):
     if host.GENERATION == 1:
         with pytest.raises(ValueError, match="alpha"):
             Rect(value)
+    with pytest.raises(ValueError, match="alpha"):
+        ClosedRect(value)
 
 
-EMITTERS = [DSpike(), DSpike(7.0)] + ([Rect(), Rect(3.0)] if host.GENERATION == 1 else [])
+EMITTERS = [ClosedRect(), ClosedRect(3.0), DSpike(), DSpike(7.0)] + (
+    [Rect(), Rect(3.0)] if host.GENERATION == 1 else []
+)
 
 
 @pytest.mark.parametrize("function", EMITTERS, ids=repr)
@@ -111,7 +130,7 @@ def test_emitted_code_computes_the_gradient(function, tmp_path):
     )
     library = tmp_path / "window.so"
     subprocess.run(["g++", "-shared", "-fPIC", "-o", library, source], check=True)
-    x = torch.randn(1000).numpy()
+    x = torch.cat([torch.randn(1000), torch.tensor([-0.5, 0.5])]).numpy()
     got = numpy.empty_like(x)
     pointers = [a.ctypes.data_as(ctypes.POINTER(ctypes.c_float)) for a in (x, got)]
     ctypes.CDLL(str(library)).window(*pointers, len(x))
@@ -124,7 +143,8 @@ def test_emitted_half2_code_names_half2_operations_only():
     for function in EMITTERS:
         code = function.cuda_codes("const half2 g", "over_th", "half2")
         assert code == function.cuda_code("over_th", "g", "fp16").strip()
-        assert "__hlt2(__habs2(over_th)" in code and "fabsf" not in code
+        compare = "__hle2" if isinstance(function, ClosedRect) else "__hlt2"
+        assert f"{compare}(__habs2(over_th)" in code and "fabsf" not in code
         with pytest.raises(ValueError, match="dtype"):
             function.cuda_codes("g", "x", "double")
         with pytest.raises(ValueError, match="dtype"):

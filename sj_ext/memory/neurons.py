@@ -16,8 +16,7 @@ import torch
 from torch import nn
 
 from .. import host, neuron
-from ..ops.bits import pack_bits, unpack_bits
-from ..ops.windows import rectangular_window
+from ..ops.windows import Window
 
 __all__ = [
     "Looker",
@@ -53,17 +52,17 @@ class Spent:
 class Looker(nn.Module):
     """Calls a surrogate and notes the steps it was called for, and its window where it has one."""
 
-    def __init__(self, surrogate: Any, alpha: float | None):
+    def __init__(self, surrogate: Any, window: Window | None):
         super().__init__()
         self.surrogate = surrogate
-        self.alpha = alpha
+        self.window = window
         self.elements = 0
         self.windows: list[torch.Tensor] = []
 
     def forward(self, above: torch.Tensor) -> torch.Tensor:
         self.elements += above.numel()
-        if self.alpha is not None:
-            self.windows.append(pack_bits(above.abs() < 0.5 / self.alpha))
+        if self.window is not None:
+            self.windows.append(self.window.pack(above))
         return self.surrogate(above)
 
 
@@ -73,7 +72,8 @@ class Recorded(nn.Module):
     Args:
         spikes: ``[T, N, *]``.
         surrogate: what the neuron fires by.
-        windows: the packed windows of the calls of a :class:`Looker`, whose ``alpha`` it was.
+        windows: what the calls of a :class:`Looker` packed.
+        window: the window that was packed.
     """
 
     def __init__(
@@ -81,13 +81,13 @@ class Recorded(nn.Module):
         spikes: torch.Tensor,
         surrogate: Any,
         windows: list[torch.Tensor] | None,
-        alpha: float | None,
+        window: Window | None,
     ):
         super().__init__()
         self.spikes = spikes.flatten()
         self.surrogate = surrogate
         self.windows = windows
-        self.alpha = alpha
+        self.window = window
         self.place = 0
         self.calls = 0
 
@@ -97,7 +97,7 @@ class Recorded(nn.Module):
         self.place += count
         self.calls += 1
         if self.windows is not None:
-            return _Windowed.apply(above, spikes, self.windows[self.calls - 1], self.alpha)
+            return _Windowed.apply(above, spikes, self.windows[self.calls - 1], self.window)
         smooth = self.surrogate(above)
         return spikes + (smooth - smooth.detach())
 
@@ -105,20 +105,23 @@ class Recorded(nn.Module):
 class _Windowed(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, above: torch.Tensor, spikes: torch.Tensor, window: torch.Tensor, alpha: float
+        ctx: Any,
+        above: torch.Tensor,
+        spikes: torch.Tensor,
+        packed: torch.Tensor,
+        window: Window,
     ) -> torch.Tensor:
-        ctx.window, ctx.alpha = window, alpha
+        ctx.packed, ctx.window = packed, window
         return spikes.clone()
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        inside = unpack_bits(ctx.window, grad.shape)
-        return grad * inside * ctx.alpha, None, None, None
+        return ctx.window.apply(ctx.packed, grad), None, None, None
 
 
-def recorded_window(node: Any) -> float | None:
-    """``alpha`` where one bit per element is the whole gradient of the node's surrogate."""
-    return rectangular_window(node.surrogate_function)
+def recorded_window(node: Any) -> Window | None:
+    """The window where one bit per element is the whole gradient of the node's surrogate."""
+    return Window.of(node.surrogate_function)
 
 
 def needs_input(node: Any) -> bool:

@@ -26,6 +26,7 @@ from torch.autograd.function import once_differentiable
 
 from ..layer.scaled_ws import compute_dtype, standardize, standardize_backward
 from ..ops.bits import pack_bits, unpack_bits
+from ..ops.windows import Window
 
 __all__ = ["Firing", "spiking_block"]
 
@@ -34,7 +35,7 @@ class Firing(NamedTuple):
     """A turn-off neuron with a rectangular window."""
 
     v_threshold: float
-    alpha: float
+    window: Window
 
 
 def spiking_block(
@@ -88,18 +89,6 @@ def _conv_backward(grad, x, weight, groups=1, bias=True, needs_input=True):
     )
 
 
-def _pack_window(above, alpha):
-    """Packed bits of ``|above| < 1 / (2 alpha)``."""
-    half = 0.5 / alpha
-    return pack_bits((above < half).logical_and_(above > -half))
-
-
-def _apply_window_(grad, packed, alpha):
-    # as bytes: PyTorch multiplies floats by uint8 several times as fast as by bool on a CPU
-    grad.mul_(unpack_bits(packed, grad.shape).view(torch.uint8))
-    return grad if alpha == 1 else grad.mul_(alpha)
-
-
 class _SpikingBlock(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -123,7 +112,7 @@ class _SpikingBlock(torch.autograd.Function):
         with torch.autocast(x.device.type, enabled=False):
             above = x - neurons[0].v_threshold
             if keep:
-                spikes, window = pack_bits(above >= 0), _pack_window(above, neurons[0].alpha)
+                spikes, window = pack_bits(above >= 0), neurons[0].window.pack(above)
             d = _depthwise(above.ge_(0).to(dtype), depth1.to(dtype), depth_bias1.to(dtype))
             del above
             hidden_bits = []
@@ -134,7 +123,7 @@ class _SpikingBlock(torch.autograd.Function):
                 above = F.conv2d(d, point1[part], bias1[part].to(dtype))
                 above.sub_(neurons[1].v_threshold)
                 if keep:
-                    hidden_bits += [pack_bits(above >= 0), _pack_window(above, neurons[1].alpha)]
+                    hidden_bits += [pack_bits(above >= 0), neurons[1].window.pack(above)]
                 bias = bias2.to(dtype) if q is None else None
                 share = F.conv2d(above.ge_(0), point2[:, part], bias)
                 q = share if q is None else q.add_(share)
@@ -180,7 +169,7 @@ class _SpikingBlock(torch.autograd.Function):
                 del fired
                 grad_point2[:, part] = share
                 grad_bias2 = bias_share if grad_bias2 is None else grad_bias2
-                _apply_window_(grad, next(hidden_bits), second.alpha)
+                grad = second.window.apply(next(hidden_bits), grad)
                 share_d, share, bias_share = _conv_backward(grad, d, point1[part])
                 del grad
                 grad_point1[part], grad_bias1[part] = share, bias_share
@@ -197,7 +186,7 @@ class _SpikingBlock(torch.autograd.Function):
                 needs_input=ctx.needs_input_grad[0],
             )
             if grad_x is not None:
-                grad_x = _apply_window_(grad_x, window, first.alpha)
+                grad_x = first.window.apply(window, grad_x)
                 grad_x = grad_x.to(grad_out.dtype).add_(grad_out).to(ctx.x_dtype)
         return (
             grad_x,

@@ -19,8 +19,7 @@ from typing import Any
 import torch
 
 from .. import host
-from ..ops.bits import keep_where_bits, pack_bits
-from ..ops.windows import rectangular_window
+from ..ops.windows import Window
 from ..surrogate import Rect
 
 __all__ = ["TurnOffNode"]
@@ -29,8 +28,8 @@ __all__ = ["TurnOffNode"]
 class TurnOffNode(host.base.MemoryModule):
     r"""Turn-off neuron, :math:`S[t] = \Theta(X[t] - v_{th})`.
 
-    An input at the threshold fires. With ``Rect`` one packed bit per element is kept for the
-    backward pass and not the input; any other surrogate keeps what it keeps.
+    An input at the threshold fires. With ``Rect`` or ``ClosedRect`` one packed bit per element is
+    kept for the backward pass and not the input; any other surrogate keeps what it keeps.
 
     Args:
         v_threshold: the threshold, in units of the input.
@@ -70,7 +69,7 @@ class TurnOffNode(host.base.MemoryModule):
                 f"the input of {type(self).__name__} must be of a floating-point dtype, "
                 f"got {x.dtype}"
             )
-        window = rectangular_window(self.surrogate_function)
+        window = Window.of(self.surrogate_function)
         if window is None:
             return self.surrogate_function(x - self.v_threshold)
         if torch.is_grad_enabled() and x.requires_grad:
@@ -108,17 +107,16 @@ def _step(above: torch.Tensor) -> torch.Tensor:
 
 class _RectTurnOff(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, v_threshold: float, alpha: float) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, v_threshold: float, window: Window) -> torch.Tensor:
         above = x - v_threshold
-        ctx.save_for_backward(pack_bits(above.abs() < 0.5 / alpha))
-        ctx.alpha = alpha
+        ctx.save_for_backward(window.pack(above))
+        ctx.window = window
         return _step(above)
 
     @staticmethod
     def backward(ctx: Any, grad_spike: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (packed,) = ctx.saved_tensors
-        grad = keep_where_bits(packed, grad_spike)
-        return grad if ctx.alpha == 1 else grad * ctx.alpha, None, None
+        return ctx.window.apply(packed, grad_spike), None, None
 
 
 def checked_surrogate(

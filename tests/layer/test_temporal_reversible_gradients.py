@@ -22,7 +22,7 @@ from torch import nn
 
 from sj_ext import host
 from sj_ext.layer import TemporalReversible
-from sj_ext.surrogate import DSpike, Rect
+from sj_ext.surrogate import ClosedRect, DSpike, Rect
 
 EXACT = 1e-5
 BFLOAT16 = 2e-2
@@ -78,7 +78,9 @@ def by_the_equations(cell, x_seq, surrogate_function):
 
 
 @pytest.mark.parametrize("memory", ["reversible", "autograd"])
-@pytest.mark.parametrize("surrogate_function", [Rect(), DSpike(), host.surrogate.ATan()])
+@pytest.mark.parametrize(
+    "surrogate_function", [Rect(), ClosedRect(), DSpike(), host.surrogate.ATan()]
+)
 def test_equations_in_float64(memory, surrogate_function, seed):
     decays = [0.7, -0.4, 0.9]
     cell = TemporalReversible(
@@ -92,6 +94,31 @@ def test_equations_in_float64(memory, surrogate_function, seed):
     loss_of(y_written, states).backward()
     torch.testing.assert_close(y, y_written.detach(), rtol=1e-12, atol=1e-12)
     wanted = {"input": x_written.grad} | {n: p.grad for n, p in written.named_parameters()}
+    assert difference(found, wanted) < 1e-10
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_potentials_on_the_ends_of_the_window(closed, seed):
+    """Sums of quarters, halved a few times, are exact: they lie on 0 and 1 where they seem to."""
+    surrogate_function = (ClosedRect if closed else Rect)()
+    cell = TemporalReversible(linear_levels(), [0.5] * 3, surrogate_function=surrogate_function)
+    with torch.no_grad():
+        for p in cell.levels.parameters():
+            p.copy_(torch.randint(-2, 3, p.shape) / 4)
+    written = copy.deepcopy(cell.double())
+    x = torch.randint(-2, 3, (4, 5, 6)).double()
+    _, found = gradients(cell, x, seed)
+    x_written, on_an_end = x.clone().requires_grad_(), 0
+
+    def fire(above):
+        nonlocal on_an_end
+        on_an_end += int((above.abs() == 0.5).sum())
+        inside = above.abs() <= 0.5 if closed else above.abs() < 0.5
+        return (above >= 0) + inside * (above - above.detach())
+
+    loss_of(*by_the_equations(written, x_written, fire)).backward()
+    wanted = {"input": x_written.grad} | {n: p.grad for n, p in written.named_parameters()}
+    assert on_an_end > 0
     assert difference(found, wanted) < 1e-10
 
 

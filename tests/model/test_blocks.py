@@ -9,7 +9,7 @@ from torch import nn
 from sj_ext.analysis import activation_memory
 from sj_ext.model.trevsnn.blocks import BlockTail, SpikingBlock
 from sj_ext.neuron import TurnOffNode
-from sj_ext.surrogate import DSpike, Rect
+from sj_ext.surrogate import ClosedRect, DSpike, Rect
 
 NORMS = ["ws", "bn"]
 
@@ -46,6 +46,24 @@ def test_one_function_equals_its_parts(norm, gamma, alphas):
         ["x", *(n for n, _ in whole.named_parameters())], my_grads, their_grads, strict=True
     ):
         torch.testing.assert_close(a, b, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_inputs_on_the_ends_of_the_window(closed):
+    """Where biases are 0, so are the hidden potentials of a patch without spikes."""
+    whole, parts = block_pair("ws", 0.5)
+    for block in (whole, parts):
+        for node in (block.neuron1, block.neuron2):
+            node.surrogate_function = (ClosedRect if closed else Rect)()
+        nn.init.zeros_(block.dwconv.bias), nn.init.zeros_(block.pwconv.bias)
+    x = torch.randint(-2, 5, (3, 6, 7, 5)).double() / 4
+    x[:, :, :4] = 0
+    x.requires_grad_()
+    grad = torch.randn_like(x)
+    (_, mine), (_, theirs) = gradients(whole, x, grad), gradients(parts, x, grad)
+    torch.testing.assert_close(mine, theirs)
+    reaches = (mine[0] != grad)[:, :, 1]
+    assert reaches.all() if closed else not reaches.any()
 
 
 @pytest.mark.parametrize("norm", NORMS)

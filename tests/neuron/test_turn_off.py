@@ -12,9 +12,16 @@ from torch import nn
 from sj_ext import host
 from sj_ext.analysis import activation_memory
 from sj_ext.neuron import TurnOffNode
-from sj_ext.surrogate import DSpike, Rect
+from sj_ext.surrogate import ClosedRect, DSpike, Rect
 
-SURROGATES = [Rect(), Rect(alpha=2.0), DSpike(), host.surrogate.Sigmoid(), host.surrogate.ATan()]
+SURROGATES = [
+    Rect(),
+    Rect(2.0),
+    ClosedRect(),
+    DSpike(),
+    host.surrogate.Sigmoid(),
+    host.surrogate.ATan(),
+]
 
 
 def oracle(x, v_threshold, surrogate_function):
@@ -70,10 +77,13 @@ def test_a_potential_at_the_threshold_fires_in_training_and_in_evaluation():
         assert module(x.clone().requires_grad_()).tolist() == [1.0, 1.0, 0.0]
 
 
-def test_no_gradient_at_the_windows_edges_as_the_surrogate_has_it():
+def test_the_gradient_at_the_windows_edges_is_the_surrogates():
     x = torch.tensor([0.0, 0.25, 0.5, 1.0], requires_grad=True)
     TurnOffNode(v_threshold=0.5)(x).sum().backward()
     assert x.grad.tolist() == [0.0, 1.0, 1.0, 0.0]
+    x.grad = None
+    TurnOffNode(0.5, ClosedRect())(x).sum().backward()
+    assert x.grad.tolist() == [1.0, 1.0, 1.0, 1.0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])

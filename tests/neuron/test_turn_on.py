@@ -12,7 +12,7 @@ from sj_ext import host
 from sj_ext.analysis import activation_memory
 from sj_ext.neuron import TurnOnNode, with_learnable_imp
 from sj_ext.ops.turn_on import naive
-from sj_ext.surrogate import DSpike, Rect
+from sj_ext.surrogate import ClosedRect, DSpike, Rect
 
 
 def node_of(**arguments):
@@ -30,7 +30,7 @@ def twin(node, x_seq, v_init=None):
 
 @pytest.mark.parametrize("learnable", [False, True])
 @pytest.mark.parametrize("decay_shape", ["layer", "channel"])
-@pytest.mark.parametrize("surrogate_function", [Rect(), DSpike()], ids=str)
+@pytest.mark.parametrize("surrogate_function", [Rect(), ClosedRect(), DSpike()], ids=str)
 def test_both_step_modes_are_the_definition(surrogate_function, decay_shape, learnable):
     x = torch.randn(6, 2, 3, 4, dtype=torch.float64, requires_grad=True)
     node = node_of(
@@ -97,7 +97,7 @@ def test_detach_cuts_the_graph_between_forwards():
     assert not x.grad.any()
 
 
-@pytest.mark.parametrize("surrogate_function", [Rect(), DSpike()], ids=str)
+@pytest.mark.parametrize("surrogate_function", [Rect(), ClosedRect(), DSpike()], ids=str)
 @pytest.mark.parametrize("step_mode", ["s", "m"])
 def test_memories_are_no_views(surrogate_function, step_mode):
     node = TurnOnNode(surrogate_function=surrogate_function, step_mode=step_mode)
@@ -327,7 +327,7 @@ def test_swapping_keeps_the_spikes():
 
 
 @pytest.mark.parametrize("shape", [(0, 2, 3), (4, 0, 3), (4, 2, 0)])
-@pytest.mark.parametrize("surrogate_function", [Rect(), DSpike()], ids=str)
+@pytest.mark.parametrize("surrogate_function", [Rect(), ClosedRect(), DSpike()], ids=str)
 @pytest.mark.parametrize("decay_shape", ["layer", "channel"])
 def test_empty_inputs_give_empty_outputs(shape, surrogate_function, decay_shape):
     if decay_shape == "channel" and shape[2] == 0:

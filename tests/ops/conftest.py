@@ -28,7 +28,8 @@ def _float64_gradients(case, store_v_seq, sizes_only):
     """
     names = "x_seq", "v_init", "decay"
     _, potentials = naive.turn_on(*(case[name] for name in names), 0.0, lambda above: above)
-    window = ((potentials - case["v_threshold"]).abs() < 0.5 / case["alpha"]).double()
+    size, half_width = (potentials - case["v_threshold"]).abs(), 0.5 / case["alpha"]
+    window = (size <= half_width if case.get("closed") else size < half_width).double()
     inputs = [case[name].double() for name in names]
     weights = case["weights"]
     if sizes_only:

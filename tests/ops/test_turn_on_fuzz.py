@@ -37,7 +37,7 @@ def test_strange_numbers_travel_as_in_the_naive_twin(on_host, columns, strange):
     x_seq, v, decay = torch.randn(9, *columns), torch.randn(columns), torch.tensor([0.7])
     weights = torch.randn(9, *columns)
     strew(x_seq if strange == "input" else weights)
-    constants = 1, 0.5, 1.0, ""
+    constants = 1, 0.5, 1.0, False, ""
     spike, v_last, bits, _ = op._forward_cuda(x_seq, v, decay, *constants, True, False)
     found = op._backward_cuda(weights, None, None, bits, x_seq, v, decay, *constants, True, True)
     inputs = [t.clone().requires_grad_() for t in (x_seq, v, decay)]
@@ -70,7 +70,7 @@ def test_any_strides_and_offsets(
     assert list(x_seq.shape) == list(sizes)
     decay = torch.rand(sizes[2] if per_channel else 1) + 0.1
     inner = sizes[3] if per_channel and sizes[2] > 1 else 1
-    constants = inner, 0.5, 1.0, ""
+    constants = inner, 0.5, 1.0, False, ""
     weights = torch.randn(step, *sizes).to(dtype)[-1]
     results = [
         (
@@ -164,7 +164,7 @@ def test_launches_of_any_size(launches, steps, batch, channels, inner, per_chann
     meta = {"device": "meta"}
     x_seq = torch.empty(steps, batch, channels, inner, dtype=dtype, **meta)
     decay = torch.empty(channels if per_channel else 1, **meta)
-    constants = inner if per_channel and channels > 1 else 1, 0.5, 1.0, code
+    constants = inner if per_channel and channels > 1 else 1, 0.5, 1.0, False, code
     launches.clear()
     if columns >= 2**31:
         with pytest.raises(ValueError, match="fewer than"):
@@ -188,5 +188,5 @@ def test_launches_of_any_size(launches, steps, batch, channels, inner, per_chann
     terms = given_back[-2]
     assert terms.numel() == (blocks if decay.numel() == 1 else columns)
     # the fake implementations, which torch.compile and torch.export go by, promise the same
-    promised = torch.ops.sj_ext.turn_on_forward_r1(x_seq, None, decay, *constants, True, False)
+    promised = torch.ops.sj_ext.turn_on_forward_r2(x_seq, None, decay, *constants, True, False)
     assert [t.shape for t in promised[:3]] == [spike.shape, v_last.shape, bits.shape]

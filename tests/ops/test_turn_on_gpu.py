@@ -129,7 +129,7 @@ def test_opcheck_on_the_device(reference):
     inputs = [case["x_seq"], case["v_init"], case["decay"].reshape(-1)]
     inputs = [tensor.detach().requires_grad_() for tensor in inputs]
     torch.library.opcheck(
-        torch.ops.sj_ext.turn_on_forward_r1.default, (*inputs, 3, 0.5, 0.8, "", True, True)
+        torch.ops.sj_ext.turn_on_forward_r2.default, (*inputs, 3, 0.5, 0.8, True, "", True, True)
     )
 
 

@@ -24,8 +24,9 @@ SPIKE_CODE = DSpike().cuda_codes("window", "above", "float")
 @pytest.mark.parametrize("aligned", [True, False])
 @pytest.mark.parametrize("block", [64, 256])
 def test_every_variant_compiles_to_machine_code(architecture, dtype, aligned, block):
-    for code in ("", SPIKE_CODE) if block == 256 else ("",):
-        variant = Variant(dtype, aligned, block, code)
+    forms = [("", False), ("", True), (SPIKE_CODE, False)]
+    for code, closed in forms if block == 256 else forms[:1]:
+        variant = Variant(dtype, aligned, block, code, closed)
         options = (*cuda_launch.options(variant), "--ptxas-options=-v")
         machine_code, report = compile_for(architecture, cuda_launch.source(variant), *options)
         assert machine_code.startswith(b"\x7fELF")
@@ -51,7 +52,7 @@ def run(case, *, store_v_seq=False, code="", v_init=True, learns=True, v_learns=
     inner = case["x_seq"].shape[case["x_seq"].dim() - case["decay"].dim() + 1 :].numel()
     inner = inner if decay.numel() > 1 else 1
     start = case["v_init"] if v_init else None
-    constants = inner, case["v_threshold"], case["alpha"], code
+    constants = inner, case["v_threshold"], case["alpha"], case.get("closed", False), code
     spike, v_last, bits, v_seq = op._forward_cuda(
         case["x_seq"], start, decay, *constants, True, store_v_seq
     )
@@ -107,8 +108,10 @@ def test_on_the_host_it_is_the_twin(on_host, reference, dtype, steps, columns):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("columns", [(3, 7), (2, 4, 8)], ids=str)
-def test_at_the_threshold_and_at_the_windows_edges(on_host, reference, dtype, columns):
+@pytest.mark.parametrize("closed", [False, True])
+def test_at_the_threshold_and_at_the_windows_edges(on_host, reference, dtype, columns, closed):
     case = reference.random_case((4, *columns), [0.5], dtype=dtype, v_init=False)
+    case["closed"] = closed
     # multiples of 1/4, halved a few times at most: exact, and often on 0, 1/2 or 1
     case["x_seq"] = (torch.randint(-4, 5, (4, *columns)) / 4).to(dtype)
     outputs, gradients = run(case, store_v_seq=True)
@@ -193,7 +196,9 @@ def test_other_surrogates_recompute_the_potentials(on_host, reference, dtype, st
 def test_the_hosts_surrogates_where_they_emit_code(on_host, reference, name):
     surrogate_function = getattr(host.surrogate, name)()
     if host.GENERATION == 2:  # they emit none there
-        with pytest.raises(TypeError, match=f"must be Rect, or emit CUDA code.*{name}"):
+        with pytest.raises(
+            TypeError, match=f"must be Rect or ClosedRect, or emit CUDA code.*{name}"
+        ):
             op._surrogate(surrogate_function)
         return
     _, code = op._surrogate(surrogate_function)

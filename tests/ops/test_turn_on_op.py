@@ -10,8 +10,8 @@ from sj_ext.ops.turn_on import launch as cuda_launch
 from sj_ext.ops.turn_on import naive, op
 from sj_ext.surrogate import DSpike, Rect
 
-FORWARD = torch.ops.sj_ext.turn_on_forward_r1.default
-BACKWARD = torch.ops.sj_ext.turn_on_backward_r1.default
+FORWARD = torch.ops.sj_ext.turn_on_forward_r2.default
+BACKWARD = torch.ops.sj_ext.turn_on_backward_r2.default
 
 
 def run(case, surrogate_function=None, store_v_seq=False):
@@ -35,7 +35,7 @@ def test_opcheck_forwards(reference, dtype, store_v_seq, per_channel):
     for v_init in (case["v_init"], None):
         for requires_grad in (False, True):
             x_seq = case["x_seq"].to(dtype).requires_grad_(requires_grad)
-            inputs = x_seq, v_init, decay, 3 if per_channel else 1, 0.5, 1.0, ""
+            inputs = x_seq, v_init, decay, 3 if per_channel else 1, 0.5, 1.0, False, ""
             torch.library.opcheck(FORWARD, (*inputs, requires_grad, store_v_seq))
 
 
@@ -43,13 +43,15 @@ def test_opcheck_with_everything_learned(reference):
     case = reference.random_case((3, 2, 4, 3), [0.5, -0.7, 0.9, 1.0])
     inputs = [case["x_seq"], case["v_init"], case["decay"].reshape(-1)]
     inputs = [tensor.detach().requires_grad_() for tensor in inputs]
-    torch.library.opcheck(FORWARD, (*inputs, 3, 0.5, 0.8, "", True, True))
+    torch.library.opcheck(FORWARD, (*inputs, 3, 0.5, 0.8, True, "", True, True))
 
 
 @pytest.mark.parametrize("shape", [(4, 0, 3), (4, 2, 0)])
 def test_opcheck_of_nothing(shape):
     x_seq = torch.randn(shape, requires_grad=True)
-    torch.library.opcheck(FORWARD, (x_seq, None, torch.tensor([0.5]), 1, 0.5, 1.0, "", True, False))
+    torch.library.opcheck(
+        FORWARD, (x_seq, None, torch.tensor([0.5]), 1, 0.5, 1.0, False, "", True, False)
+    )
 
 
 @pytest.mark.parametrize("decay_learns", [False, True])
@@ -57,7 +59,7 @@ def test_opcheck_of_nothing(shape):
 def test_opcheck_backwards(reference, decay_learns, store_v_seq):
     case = reference.random_case((3, 2, 4, 3), [0.5, -0.7, 0.9, 1.0])
     decay = case["decay"].reshape(-1)
-    constants = 3, 0.5, 1.0, ""
+    constants = 3, 0.5, 1.0, False, ""
     bits = FORWARD(case["x_seq"], case["v_init"], decay, *constants, True, store_v_seq)[2]
     by_spike, by_v_seq, by_v_last = case["weights"]
     kept = (case["x_seq"], case["v_init"]) if decay_learns else (None, None)
@@ -151,7 +153,9 @@ def test_surrogates_that_the_kernel_does_not_take(reference):
     smooth = Rect()
     smooth.set_spiking_mode(False)
     for surrogate_function in (smooth, torch.sigmoid):
-        with pytest.raises(TypeError, match="surrogate_function must be Rect, or emit CUDA code"):
+        with pytest.raises(
+            TypeError, match="surrogate_function must be Rect or ClosedRect, or emit CUDA code"
+        ):
             run(case, surrogate_function)
     with pytest.raises(RuntimeError, match="learnable"):
         run(case, DSpike(learnable=True))

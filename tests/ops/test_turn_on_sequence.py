@@ -9,7 +9,7 @@ from sj_ext import host
 from sj_ext.analysis import activation_memory
 from sj_ext.ops.turn_on import naive, sequence
 from sj_ext.ops.turn_on.sequence import away_from_zero, turn_on
-from sj_ext.surrogate import DSpike, Rect
+from sj_ext.surrogate import ClosedRect, DSpike, Rect
 
 DECAYS = st.floats(1e-3, 1.2).flatmap(lambda size: st.sampled_from([size, -size]))
 
@@ -29,6 +29,7 @@ def cases(draw):
         "decay": decay.view(-1, *[1] * (len(shape) - 2)) if per_channel else decay,
         "v_threshold": draw(st.sampled_from([0.5, 0.0, -0.3])),
         "alpha": draw(st.sampled_from([1.0, 0.3, 2.0])),
+        "closed": draw(st.booleans()),
         "weights": [torch.randn(steps, *shape, generator=generator) for _ in range(2)]
         + [torch.randn(shape, generator=generator)],
     }
@@ -37,7 +38,7 @@ def cases(draw):
 @given(case=cases(), store_v_seq=st.booleans())
 def test_spikes_equal_the_twin_and_gradients_float64_autograd(reference, case, store_v_seq):
     inputs = [case[name].clone().requires_grad_() for name in ("x_seq", "v_init", "decay")]
-    surrogate_function = Rect(alpha=case["alpha"])
+    surrogate_function = (ClosedRect if case["closed"] else Rect)(alpha=case["alpha"])
     outputs = turn_on(
         *inputs,
         v_threshold=case["v_threshold"],
@@ -53,6 +54,18 @@ def test_spikes_equal_the_twin_and_gradients_float64_autograd(reference, case, s
     reference.assert_gradients(
         torch.autograd.grad(reference.loss(outputs, case["weights"]), inputs), case, store_v_seq
     )
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_potentials_on_the_ends_of_the_window(reference, closed):
+    case = reference.random_case((4, 3, 40), [0.5], v_init=False)
+    case["closed"], case["x_seq"] = closed, torch.randint(-4, 5, (4, 3, 40)) / 4
+    inputs = [case[name].clone().requires_grad_() for name in ("x_seq", "v_init", "decay")]
+    function = ClosedRect() if closed else Rect()
+    outputs = turn_on(*inputs, v_threshold=0.5, surrogate_function=function, store_v_seq=True)
+    assert ((outputs[2] - 0.5).abs() == 0.5).any()
+    gradients = torch.autograd.grad(reference.loss(outputs, case["weights"]), inputs)
+    reference.assert_gradients(gradients, case, True)
 
 
 @pytest.mark.parametrize("block", [1024, 4096])
@@ -230,7 +243,7 @@ def test_a_second_backward_raises():
         spike.sum().backward()
 
 
-@pytest.mark.parametrize("surrogate_function", [Rect(alpha=0.7), host.surrogate.Sigmoid()], ids=str)
+@pytest.mark.parametrize("surrogate_function", [ClosedRect(0.7), host.surrogate.Sigmoid()], ids=str)
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_compiles_into_one_graph(reference, surrogate_function, per_channel):
     decay = torch.rand(3, 1) + 0.2 if per_channel else torch.tensor([0.6])

@@ -36,14 +36,21 @@ class Bits:
         order = sorted(range(tensor.dim()), key=lambda d: (-strides[d], d))
         return cls(tuple(tensor.shape), tuple(order))
 
+    def ordered(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A view of a tensor of this layout that is contiguous where the tensor is dense."""
+        return tensor.permute(self.order)
+
+    def restored(self, ordered: torch.Tensor) -> torch.Tensor:
+        """The tensor that :meth:`ordered` made a view of."""
+        return ordered.permute([self.order.index(d) for d in range(len(self.shape))])
+
     def pack(self, mask: torch.Tensor) -> torch.Tensor:
         """One bit per element."""
-        return pack_bits(mask.permute(self.order))
+        return pack_bits(self.ordered(mask))
 
     def unpack(self, packed: torch.Tensor) -> torch.Tensor:
         """The mask, with its strides."""
-        permuted = unpack_bits(packed, [self.shape[d] for d in self.order])
-        return permuted.permute([self.order.index(d) for d in range(len(self.shape))])
+        return self.restored(unpack_bits(packed, [self.shape[d] for d in self.order]))
 
 
 def anchor_steps(

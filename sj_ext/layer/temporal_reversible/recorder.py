@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ...ops.windows import rectangular_window
+from ...ops.windows import Window
 from .dynamics import Call, Observer
 from .record import Bits, Fingerprints, anchor_steps
 from .replay import RandomState, Start
@@ -74,8 +74,8 @@ class Recorder(Observer):
         device: torch.device,
     ):
         self.call, self.needs, self.options = call, needs, options
-        #: height of a rectangular window, None for any other surrogate
-        self.alpha = rectangular_window(call.surrogate_function)
+        #: the surrogate's window if it is rectangular, None for any other surrogate
+        self.window = Window.of(call.surrogate_function)
         self.random = RandomState(device)
         self._fingerprints = Fingerprints()
         # places among the kept tensors:
@@ -125,9 +125,9 @@ class Recorder(Observer):
         key = (span, level)
         layout = self.layouts[key] = Bits.like(u)
         self.spikes[key] = self._keep(layout.pack(spikes != 0))
-        if self.alpha is not None and self.needs.of(span, level):
-            window = (u - self.call.v_threshold).abs_() < 0.5 / self.alpha
-            self.windows[key] = self._keep(layout.pack(window))
+        if self.window is not None and self.needs.of(span, level):
+            above = layout.ordered(u - self.call.v_threshold)
+            self.windows[key] = self._keep(self.window.pack(above))
 
     def let_go(self) -> None:
         """Forget the tensors, which autograd keeps from here on."""
@@ -152,7 +152,7 @@ class Recorder(Observer):
     def _last_potential(self, level: int) -> int:
         """The last step whose potential undoing this level needs, -1 for none at all."""
         steps = self.call.num_steps
-        if self.alpha is None and any(
+        if self.window is None and any(
             self.call.has_consumer(span, level) for span in range(len(self.call.spans))
         ):
             return steps - 1

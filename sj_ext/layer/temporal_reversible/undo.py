@@ -260,10 +260,9 @@ class _Undoing:
         """The gradient with respect to the potentials from the one with respect to spikes."""
         key = (number, level)
         if key in self.recorder.windows:
-            window = self.kept[self.recorder.windows[key]]
-            grad = grad * self.recorder.layouts[key].unpack(window)
-            alpha = self.recorder.alpha
-            return grad if alpha is None or alpha == 1 else grad.mul_(alpha)
+            packed, layout = self.kept[self.recorder.windows[key]], self.recorder.layouts[key]
+            assert self.recorder.window is not None
+            return layout.restored(self.recorder.window.apply(packed, layout.ordered(grad)))
         assert u is not None  # rebuilt, or kept, wherever the window is not on record
         indices = self._surrogate_parameters()
         with torch.enable_grad():

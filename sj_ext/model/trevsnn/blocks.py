@@ -16,7 +16,7 @@ from torch import nn
 
 from ...layer.scaled_ws import ScaledWSConv2d
 from ...neuron.turn_off import TurnOffNode
-from ...ops.windows import rectangular_window
+from ...ops.windows import Window
 from ...surrogate import Rect
 from ..block_op import Firing, spiking_block
 
@@ -115,12 +115,10 @@ class SpikingBlock(nn.Module):
         """The neurons, if both are turn-off neurons with a rectangular window."""
         firing = []
         for node in (self.neuron1, self.neuron2):
-            alpha = (
-                rectangular_window(node.surrogate_function) if type(node) is TurnOffNode else None
-            )
-            if alpha is None:
+            window = Window.of(node.surrogate_function) if type(node) is TurnOffNode else None
+            if window is None:
                 return None
-            firing.append(Firing(node.v_threshold, alpha))
+            firing.append(Firing(node.v_threshold, window))
         return firing[0], firing[1]
 
     def _standard(self) -> bool:

@@ -7,6 +7,7 @@
 //   KIND     0 float32, 1 float16, 2 bfloat16: x, the spikes and their gradients; all else is float32
 //   ALIGNED  1 if every row of x starts on a 16-byte boundary
 //   BLOCK    threads per block, a power of two
+//   CLOSED   1 if both ends of a rectangular window are inside
 //
 // and with SURROGATE_CODE replaced by the statements of a surrogate that is no rectangular window.
 // Nothing is included, so that any compiler of CUDA C++ takes it as it is.
@@ -164,6 +165,14 @@ static __device__ __forceinline__ float charge(float a, float u, float x) {
     return __fadd_rn(__fmul_rn(a, u), x);
 }
 
+static __device__ __forceinline__ bool within(float above, float half_width) {
+#if CLOSED
+    return fabsf(above) <= half_width;
+#else
+    return fabsf(above) < half_width;
+#endif
+}
+
 // v_init, bits and v_seq may be null.
 extern "C" __global__ void __launch_bounds__(BLOCK, 512 / BLOCK) turn_on_forward(
     const scalar* __restrict__ x, const float* __restrict__ v_init,
@@ -192,7 +201,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 512 / BLOCK) turn_on_forward
                     u[j] = charge(a[j], u[j], ahead[k][j]);
                     const float above = __fsub_rn(u[j], v_threshold);
                     s[j] = above >= 0.0f ? 1.0f : 0.0f;
-                    inside |= (unsigned)(fabsf(above) < half_width) << j;
+                    inside |= (unsigned)within(above, half_width) << j;
                 }
                 write(spike + t * n, n, s);
                 if (v_seq) write(v_seq + t * n, n, u);

@@ -33,9 +33,13 @@ class Variant(NamedTuple):
     #: CUDA statements that assign a surrogate's gradient at ``above`` to ``window``; empty for a
     #: rectangular window, which is read from bits
     surrogate: str = ""
+    #: whether a rectangular window has both its ends inside
+    closed: bool = False
 
     @classmethod
-    def of(cls, dtype: torch.dtype, columns: int, surrogate: str = "") -> Variant:
+    def of(
+        cls, dtype: torch.dtype, columns: int, surrogate: str = "", closed: bool = False
+    ) -> Variant:
         """The variant for rows of ``columns`` elements; bits written by it are read by it.
 
         Raises:
@@ -45,7 +49,7 @@ class Variant(NamedTuple):
             raise ValueError(f"x_seq must have fewer than 2**31 elements per step, got {columns}")
         aligned = columns * dtype.itemsize % 16 == 0
         # small blocks spread a small job over more of the card
-        return cls(dtype, aligned, 64 if columns < 2**19 else 256, surrogate)
+        return cls(dtype, aligned, 64 if columns < 2**19 else 256, surrogate, closed)
 
     def blocks(self, columns: int) -> int:
         """How many blocks carry ``columns`` neurons."""
@@ -64,6 +68,7 @@ def options(variant: Variant) -> tuple[str, ...]:
         "KIND": DTYPES.index(variant.dtype),
         "ALIGNED": int(variant.aligned),
         "BLOCK": variant.block,
+        "CLOSED": int(variant.closed),
     }
     rectangular = () if variant.surrogate else ("-DRECTANGULAR",)
     return ("-std=c++17", *(f"-D{name}={value}" for name, value in defines.items()), *rectangular)

@@ -1,4 +1,4 @@
-"""The turn-on neuron's CUDA kernel as an operator of PyTorch, ``sj_ext::turn_on_forward_r1``.
+"""The turn-on neuron's CUDA kernel as an operator of PyTorch, ``sj_ext::turn_on_forward_r2``.
 
 It has a fake implementation and an autograd formula, so that ``torch.compile``, ``torch.export``
 and CUDA graphs see one operator forwards and one backwards. On a CPU the operator is the naive
@@ -12,8 +12,7 @@ from typing import Any
 
 import torch
 
-from ..bits import pack_bits, unpack_bits
-from ..windows import rectangular_window
+from ..windows import Window
 from . import naive
 from .launch import DTYPES, SEGMENT, Variant, launch
 
@@ -43,17 +42,17 @@ def turn_on(
     if x_seq.dtype not in DTYPES:
         raise TypeError(f"x_seq must be of one of the dtypes {list(DTYPES)}, got {x_seq.dtype}")
     inner = x_seq.shape[x_seq.dim() - decay.dim() + 1 :].numel() if decay.numel() > 1 else 1
-    alpha, code = _surrogate(surrogate_function)
+    window, code = _surrogate(surrogate_function)
     needs_grad = torch.is_grad_enabled() and any(
         tensor is not None and tensor.requires_grad for tensor in (x_seq, v_init, decay)
     )
-    spike, v_last, _, v_seq = torch.ops.sj_ext.turn_on_forward_r1(
+    spike, v_last, _, v_seq = torch.ops.sj_ext.turn_on_forward_r2(
         x_seq,
         v_init,
         decay.float().reshape(-1),
         inner,
         v_threshold,
-        alpha,
+        *window,
         code,
         needs_grad,
         store_v_seq,
@@ -61,32 +60,33 @@ def turn_on(
     return spike, v_last, v_seq if store_v_seq else None
 
 
-def _surrogate(surrogate_function) -> tuple[float, str]:
-    """Height of a rectangular window and no code, or code."""
-    alpha = rectangular_window(surrogate_function)
-    if alpha is not None:
-        return alpha, ""
+def _surrogate(surrogate_function) -> tuple[Window, str]:
+    """A rectangular window and no code, or code."""
+    window = Window.of(surrogate_function)
+    if window is not None:
+        return window, ""
     emit = getattr(surrogate_function, "cuda_codes", None)
     if emit is None or not getattr(surrogate_function, "spiking", True):
         raise TypeError(
-            "surrogate_function must be Rect, or emit CUDA code (cuda_codes) and be in spiking "
-            f"mode, for backend='cupy'; got {surrogate_function}: use backend='torch'"
+            "surrogate_function must be Rect or ClosedRect, or emit CUDA code (cuda_codes) and be "
+            f"in spiking mode, for backend='cupy'; got {surrogate_function}: use backend='torch'"
         )
-    return 1.0, emit("window", "above", "float")
+    return Window(1.0), emit("window", "above", "float")
 
 
 # The revision is part of the names because PyTorch keeps compiled graphs on disk and knows an
 # operator by its name: raise it whenever the signatures or the autograd formula change.
 torch.library.define(
-    "sj_ext::turn_on_forward_r1",
+    "sj_ext::turn_on_forward_r2",
     "(Tensor x_seq, Tensor? v_init, Tensor decay, int inner, float v_threshold, float alpha, "
-    "str surrogate, bool needs_grad, bool store_v_seq) -> (Tensor, Tensor, Tensor, Tensor)",
+    "bool closed, str surrogate, bool needs_grad, bool store_v_seq) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
 )
 torch.library.define(
-    "sj_ext::turn_on_backward_r1",
+    "sj_ext::turn_on_backward_r2",
     "(Tensor grad_spike, Tensor? grad_v_last, Tensor? grad_v_seq, Tensor bits, Tensor? x_seq, "
-    "Tensor? v_init, Tensor decay, int inner, float v_threshold, float alpha, str surrogate, "
-    "bool decay_learns, bool v_init_learns) -> (Tensor, Tensor, Tensor)",
+    "Tensor? v_init, Tensor decay, int inner, float v_threshold, float alpha, bool closed, "
+    "str surrogate, bool decay_learns, bool v_init_learns) -> (Tensor, Tensor, Tensor)",
 )
 
 
@@ -110,20 +110,21 @@ def _bits_stride(dtype, columns):
     return (columns + 2047) // 2048 * 256
 
 
-@torch.library.register_fake("sj_ext::turn_on_forward_r1")
-def _(x_seq, v_init, decay, inner, v_threshold, alpha, surrogate, needs_grad, store_v_seq):
+@torch.library.register_fake("sj_ext::turn_on_forward_r2")
+def _(x_seq, v_init, decay, inner, v_threshold, alpha, closed, surrogate, needs_grad, store_v_seq):
     return _outputs(x_seq, surrogate, needs_grad, store_v_seq)
 
 
 def _forward_cuda(
-    x_seq, v_init, decay, inner, v_threshold, alpha, surrogate, needs_grad, store_v_seq
+    x_seq, v_init, decay, inner, v_threshold, alpha, closed, surrogate, needs_grad, store_v_seq
 ):
     outputs = _outputs(x_seq, surrogate, needs_grad, store_v_seq)
     spike, v_last, bits, v_seq = outputs
     columns = v_last.numel()
     if spike.numel() == 0:
         return outputs
-    variant = Variant.of(x_seq.dtype, columns, surrogate)
+    window = Window(alpha, closed)
+    variant = Variant.of(x_seq.dtype, columns, surrogate, closed)
     x_seq, v_init = _aligned(x_seq), _aligned(v_init)
     launch(
         variant,
@@ -136,7 +137,7 @@ def _forward_cuda(
         decay.numel(),
         inner,
         v_threshold,
-        0.5 / alpha,
+        window.half_width,
         x_seq.shape[0],
         columns,
         spike,
@@ -149,7 +150,7 @@ def _forward_cuda(
 
 
 def _forward_cpu(
-    x_seq, v_init, decay, inner, v_threshold, alpha, surrogate, needs_grad, store_v_seq
+    x_seq, v_init, decay, inner, v_threshold, alpha, closed, surrogate, needs_grad, store_v_seq
 ):
     spike, v_last, bits, v_seq = _outputs(x_seq, surrogate, needs_grad, store_v_seq)
     if spike.numel():
@@ -162,8 +163,9 @@ def _forward_cpu(
         above = above - v_threshold
         spike.copy_(above >= 0)
         bits.zero_()
-        for row, inside in zip(bits, above.abs() < 0.5 / alpha, strict=False):
-            packed = pack_bits(inside)
+        window = Window(alpha, closed)
+        for row, above_t in zip(bits, above, strict=False):
+            packed = window.pack(above_t)
             row[: packed.numel()] = packed
     return spike, v_last, bits, v_seq
 
@@ -177,7 +179,7 @@ def _gradients(grad_spike, decay, decay_learns, v_init_learns):
     )
 
 
-@torch.library.register_fake("sj_ext::turn_on_backward_r1")
+@torch.library.register_fake("sj_ext::turn_on_backward_r2")
 def _(
     grad_spike,
     grad_v_last,
@@ -189,6 +191,7 @@ def _(
     inner,
     v_threshold,
     alpha,
+    closed,
     surrogate,
     decay_learns,
     v_init_learns,
@@ -207,6 +210,7 @@ def _backward_cuda(
     inner,
     v_threshold,
     alpha,
+    closed,
     surrogate,
     decay_learns,
     v_init_learns,
@@ -272,6 +276,7 @@ def _backward_cpu(
     inner,
     v_threshold,
     alpha,
+    closed,
     surrogate,
     decay_learns,
     v_init_learns,
@@ -288,8 +293,8 @@ def _backward_cpu(
     a = _per_column(decay, inner, zeros)
     carry, h, by_decay = zeros if grad_v_last is None else grad_v_last, zeros, zeros
     for t in reversed(range(len(grad_x))):
-        inside = unpack_bits(bits[t, : (columns + 7) // 8], zeros.shape)
-        g = grad_spike[t].float() * inside * alpha + carry
+        packed = bits[t, : (columns + 7) // 8]
+        g = Window(alpha, closed).apply(packed, grad_spike[t].float()) + carry
         g = g if grad_v_seq is None else g + grad_v_seq[t]
         grad_x[t], carry = g, a * g
         if decay_learns:
@@ -322,11 +327,11 @@ def _aligned(tensor):
 
 
 def _setup_context(ctx, inputs, output):
-    x_seq, v_init, decay, inner, v_threshold, alpha, surrogate, _, store_v_seq = inputs
+    x_seq, v_init, decay, inner, v_threshold, alpha, closed, surrogate, _, store_v_seq = inputs
     learns, v_init_learns = ctx.needs_input_grad[2], ctx.needs_input_grad[1]
     keeps_x = learns or surrogate != ""
     ctx.save_for_backward(decay, output[2], x_seq if keeps_x else None, v_init if keeps_x else None)
-    ctx.constants = inner, v_threshold, alpha, surrogate, learns, v_init_learns
+    ctx.constants = inner, v_threshold, alpha, closed, surrogate, learns, v_init_learns
     ctx.store_v_seq = store_v_seq
     ctx.like = x_seq.shape, x_seq.dtype, x_seq.device
     ctx.set_materialize_grads(False)  # nobody reads zeros for the last potential then
@@ -338,7 +343,7 @@ def _autograd(ctx, grad_spike, grad_v_last, grad_bits, grad_v_seq):
     if grad_spike is None:
         shape, dtype, device = ctx.like
         grad_spike = torch.zeros(shape, dtype=dtype, device=device)
-    grad_x, grad_v, grad_decay = torch.ops.sj_ext.turn_on_backward_r1(
+    grad_x, grad_v, grad_decay = torch.ops.sj_ext.turn_on_backward_r2(
         grad_spike,
         grad_v_last,
         grad_v_seq if ctx.store_v_seq else None,
@@ -349,7 +354,7 @@ def _autograd(ctx, grad_spike, grad_v_last, grad_bits, grad_v_seq):
         *ctx.constants,
     )
     grad_v = grad_v if v_init_learns else None
-    return (grad_x, grad_v, grad_decay if learns else None, *[None] * 6)
+    return (grad_x, grad_v, grad_decay if learns else None, *[None] * 7)
 
 
 def _no_double_backward(ctx, *gradients):
@@ -359,11 +364,11 @@ def _no_double_backward(ctx, *gradients):
     )
 
 
-torch.library.impl("sj_ext::turn_on_forward_r1", "CUDA", _forward_cuda)
-torch.library.impl("sj_ext::turn_on_forward_r1", "CPU", _forward_cpu)
-torch.library.impl("sj_ext::turn_on_backward_r1", "CUDA", _backward_cuda)
-torch.library.impl("sj_ext::turn_on_backward_r1", "CPU", _backward_cpu)
+torch.library.impl("sj_ext::turn_on_forward_r2", "CUDA", _forward_cuda)
+torch.library.impl("sj_ext::turn_on_forward_r2", "CPU", _forward_cpu)
+torch.library.impl("sj_ext::turn_on_backward_r2", "CUDA", _backward_cuda)
+torch.library.impl("sj_ext::turn_on_backward_r2", "CPU", _backward_cpu)
 torch.library.register_autograd(
-    "sj_ext::turn_on_forward_r1", _autograd, setup_context=_setup_context
+    "sj_ext::turn_on_forward_r2", _autograd, setup_context=_setup_context
 )
-torch.library.register_autograd("sj_ext::turn_on_backward_r1", _no_double_backward)
+torch.library.register_autograd("sj_ext::turn_on_backward_r2", _no_double_backward)

@@ -20,8 +20,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from ..bits import keep_where_bits, pack_bits
-from ..windows import rectangular_window
+from ..windows import Window
 from . import naive
 
 __all__ = ["away_from_zero", "turn_on"]
@@ -30,9 +29,6 @@ __all__ = ["away_from_zero", "turn_on"]
 # scratch space that is small beside the memory of a GPU.
 _CPU_BLOCK = 2**19
 _BLOCK = 2**24
-
-# Steps whose windows are worked out at a time: scratch space that is small beside the spikes.
-_ROWS = 4
 
 
 def turn_on(
@@ -46,8 +42,9 @@ def turn_on(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Spikes, last potential and, if asked for, all potentials of a turn-on neuron.
 
-    With ``Rect`` what is kept for the backward pass is one bit per element of ``x_seq``, and
-    ``x_seq`` itself where ``decay`` requires a gradient. Any other surrogate keeps what it keeps.
+    With a rectangular window what is kept for the backward pass is one bit per element of
+    ``x_seq``, and ``x_seq`` itself where ``decay`` requires a gradient. Any other surrogate keeps
+    what it keeps.
 
     Args:
         x_seq: ``[T, N, *]``, T of 1 or more, of a floating-point dtype.
@@ -63,14 +60,14 @@ def turn_on(
     """
     decay = decay.to(v_init.dtype)
     inputs = x_seq, v_init, decay
-    alpha = rectangular_window(surrogate_function)
-    if alpha is None:
+    window = Window.of(surrogate_function)
+    if window is None:
         v_seq = _LeakySum.apply(*inputs, decay.requires_grad)
         spike = surrogate_function(v_seq - v_threshold).to(x_seq.dtype)
         v_last = v_seq[-1].clone()  # of its own, no view: hosts detach memories in place
         return spike, v_last, v_seq if store_v_seq else None
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
-        return _RectTurnOn.apply(*inputs, v_threshold, alpha, store_v_seq, decay.requires_grad)
+        return _RectTurnOn.apply(*inputs, v_threshold, window, store_v_seq, decay.requires_grad)
     return _forward(*inputs, v_threshold, None, store_v_seq)[:3]
 
 
@@ -97,10 +94,10 @@ class _RectTurnOn(torch.autograd.Function):
     """Spikes, last potential, potentials; for the backward pass bits, and x if decay learns."""
 
     @staticmethod
-    def forward(ctx, x, v, a, v_threshold, alpha, store_v_seq, decay_learns):
-        spike, v_last, v_seq, packed = _forward(x, v, a, v_threshold, 0.5 / alpha, store_v_seq)
+    def forward(ctx, x, v, a, v_threshold, window, store_v_seq, decay_learns):
+        spike, v_last, v_seq, packed = _forward(x, v, a, v_threshold, window, store_v_seq)
         ctx.save_for_backward(a, *((x, v) if decay_learns else (None, None)), *packed)
-        ctx.alpha = alpha
+        ctx.window = window
         ctx.block = _block(x)  # what each of packed holds
         return spike, v_last, v_seq
 
@@ -108,7 +105,7 @@ class _RectTurnOn(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_spike, grad_v_last, grad_v_seq):
         a, x, v, *packed = ctx.saved_tensors
-        own = grad_spike, packed, ctx.alpha, grad_v_last, grad_v_seq
+        own = grad_spike, packed, ctx.window, grad_v_last, grad_v_seq
         return *_backward(*own, a, x, v, ctx.block), None, None, None, None
 
 
@@ -129,15 +126,15 @@ class _LeakySum(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_v_seq):
         a, x, v = ctx.saved_tensors
-        own = None, (), 1.0, torch.zeros_like(grad_v_seq[0]), grad_v_seq
+        own = None, (), None, torch.zeros_like(grad_v_seq[0]), grad_v_seq
         grad_x, grad_v, grad_a = _backward(*own, a, x, v, _block(grad_v_seq))
         return grad_x.to(ctx.dtype), grad_v, grad_a, None
 
 
-def _forward(x, v, a, v_threshold, half_width, store_v_seq):
+def _forward(x, v, a, v_threshold, window, store_v_seq):
     """Spikes, last potential, potentials or None, and the packed windows of each block."""
     if torch.compiler.is_compiling():
-        return _traced_forward(x, v, a, v_threshold, half_width, store_v_seq)
+        return _traced_forward(x, v, a, v_threshold, window, store_v_seq)
     # Allocated in their final shapes: hosts detach memories in place, which a view refuses.
     spike, v_last = _empty(x.shape, x), _empty(v.shape, v)
     v_seq = _empty(x.shape, v) if store_v_seq else None
@@ -154,8 +151,8 @@ def _forward(x, v, a, v_threshold, half_width, store_v_seq):
         if potentials is not None:
             potentials[:, part] = u_seq
         above = u_seq.sub_(v_threshold)
-        if half_width is not None:
-            packed.append(pack_bits(_inside(above, half_width)))
+        if window is not None:
+            packed.append(window.pack(above))
         torch.ge(above, 0, out=fired)
     return spike, v_last, v_seq, packed
 
@@ -167,27 +164,19 @@ def _leaky_sum(x, v, a, u_seq):
         v = u_t
 
 
-def _inside(above, half_width):
-    """Where the window is open, a few steps at a time."""
-    inside = torch.empty(above.shape, dtype=torch.bool, device=above.device)
-    for rows, above_rows in zip(inside.split(_ROWS), above.split(_ROWS), strict=True):
-        # compared as floats and then copied: 3 times as fast on a CPU as straight to bool
-        rows.copy_(above_rows.abs().lt_(half_width))
-    return inside
-
-
-def _backward(grad_spike, packed, alpha, grad_v_last, grad_v_seq, a, x, v, block):
+def _backward(grad_spike, packed, window, grad_v_last, grad_v_seq, a, x, v, block):
     """Gradients of x, v and a; the last one is None without x.
 
     Args:
-        grad_spike, packed, alpha: gradient of the spikes or None; windows of each block.
+        grad_spike, packed, window: gradient of the spikes or None; the windows of each block, and
+            what they are of.
         grad_v_last, grad_v_seq: gradients of the potentials; the second may be None.
         a: the decay.
         x, v: input and initial potential if the gradient of ``a`` is wanted, else None.
         block: columns per block.
     """
     if torch.compiler.is_compiling():
-        return _traced_backward(grad_spike, packed, alpha, grad_v_last, grad_v_seq, a, x, v)
+        return _traced_backward(grad_spike, packed, window, grad_v_last, grad_v_seq, a, x, v)
     like = grad_v_seq if grad_spike is None else grad_spike
     grad_x, grad_v = _empty(like.shape, like), _empty(grad_v_last.shape, grad_v_last)
     grads, first, last = _columns(grad_x), grad_v.view(-1), grad_v_last.reshape(-1)
@@ -204,9 +193,7 @@ def _backward(grad_spike, packed, alpha, grad_v_last, grad_v_seq, a, x, v, block
         if by_spike is None:
             g.copy_(by_v_seq[:, part])
         else:
-            keep_where_bits(packed[index], by_spike[:, part], out=g)
-            if alpha != 1:
-                g.mul_(alpha)
+            window.apply(packed[index], by_spike[:, part], out=g)
             if by_v_seq is not None:
                 g.add_(by_v_seq[:, part])
         g[-1].add_(last[part])
@@ -240,22 +227,22 @@ def _decay_terms(g, a, x, v):
     return terms.addcmul_(h, v)
 
 
-def _traced_forward(x, v, a, v_threshold, half_width, store_v_seq):
+def _traced_forward(x, v, a, v_threshold, window, store_v_seq):
     """:func:`_forward` for a compiler, which fuses it: nothing is written in place."""
     _, v_seq = naive.turn_on(x, v, a, v_threshold, lambda above: above)
     above = v_seq - v_threshold
-    packed = [] if half_width is None else [pack_bits(above.abs() < half_width)]
+    packed = [] if window is None else [window.pack(above)]
     # torch.compile (2.11) loses the gradient of an output that comes out of another operator as
     # well, as it does out of a .to() that has nothing to do: so straight from bool.
     spike = (above >= 0).to(x.dtype)
     return spike, v_seq[-1].clone(), v_seq if store_v_seq else None, packed
 
 
-def _traced_backward(grad_spike, packed, alpha, grad_v_last, grad_v_seq, a, x, v):
+def _traced_backward(grad_spike, packed, window, grad_v_last, grad_v_seq, a, x, v):
     """:func:`_backward` for a compiler."""
     own = grad_v_seq
     if grad_spike is not None:
-        own = keep_where_bits(packed[0], grad_spike).to(a.dtype) * alpha
+        own = window.apply(packed[0], grad_spike.to(a.dtype))
         own = own if grad_v_seq is None else own + grad_v_seq
     g = own[-1] + grad_v_last
     h = by_a = torch.zeros_like(g)
