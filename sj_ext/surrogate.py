@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import host
+from . import checks, host
 
 __all__ = ["ClosedRect", "DSpike", "Rect"]
 
@@ -73,12 +73,6 @@ def _number(value: float, dtype: str) -> str:
     raise ValueError(f"dtype must be 'float' or 'half2', got {dtype!r}")
 
 
-def _positive(name: str, value: float) -> float:
-    if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
-    return float(value)
-
-
 class _RectStep(torch.autograd.Function):
     @staticmethod
     def forward(x: torch.Tensor, alpha: float, closed: bool) -> torch.Tensor:
@@ -101,7 +95,7 @@ class _Rectangle(_CudaWindow):
     """What the open and the closed window share."""
 
     def __init__(self, alpha: float = 1.0, spiking: bool = True):
-        super().__init__(_positive("alpha", alpha), spiking)
+        super().__init__(checks.number("alpha", alpha, above=0), spiking)
 
     @staticmethod
     def primitive_function(x: torch.Tensor, alpha: float) -> torch.Tensor:
@@ -241,7 +235,7 @@ class DSpike(_CudaWindow):
     """
 
     def __init__(self, temperature: float = 3.0, spiking: bool = True, *, learnable: bool = False):
-        b = _positive("temperature", temperature)
+        b = checks.number("temperature", temperature, above=0)
         super().__init__(nn.Parameter(torch.tensor(b)) if learnable else b, spiking)
 
     @property

@@ -8,6 +8,7 @@ import pytest
 
 import sj_ext
 from sj_ext import host, registration
+from sj_ext.host.generation import generation_of
 
 HOST = "spikingjelly.activation_based"
 
@@ -111,15 +112,22 @@ print(sorted(new & {"matplotlib", "scipy", "sklearn", "torchvision", "timm", "cu
 @pytest.mark.parametrize("version", ["0.0.0.0.12", "3.0.0", "0.0.0.0.4"])
 def test_unsupported_host_version_is_refused(version):
     with pytest.raises(RuntimeError, match=f"0.0.0.0.14,<3.*{version}"):
-        host._generation(version, host.base.MemoryModule)
+        generation_of(version, host.base.MemoryModule)
 
 
-def test_unknown_kind_of_host_is_refused():
-    class NeitherGeneration:
+def test_a_source_tree_between_the_generations_is_told_by_what_it_lacks_or_has_too_much():
+    """Its version may well be a supported one, and says nothing then."""
+
+    class Neither:
         pass
 
-    with pytest.raises(RuntimeError, match="supports"):
-        host._generation("1.0", NeitherGeneration)
+    class Both:
+        supported_backends = materialize_states = None
+
+    for kind, has in ((Neither, "has no supported_backends and no"), (Both, "has both")):
+        with pytest.raises(RuntimeError, match=has) as raised:
+            generation_of("2.0.0.dev1", kind)
+        assert "source tree" in str(raised.value) and "2.0.0.dev1" in str(raised.value)
 
 
 def test_table_of_names_matches_the_packages():

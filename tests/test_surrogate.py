@@ -101,7 +101,7 @@ def test_surrogates_copy_and_take_half_precision():
         assert x.grad.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf"), "2"])
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_width_or_temperature_must_be_above_zero(value):
     with pytest.raises(ValueError, match="temperature"):
         DSpike(value)
@@ -110,6 +110,12 @@ def test_a_width_or_temperature_must_be_above_zero(value):
             Rect(value)
     with pytest.raises(ValueError, match="alpha"):
         ClosedRect(value)
+
+
+def test_a_width_or_temperature_must_be_a_number():
+    for value in ("2", None, True):
+        with pytest.raises(TypeError, match="temperature must be a number above 0"):
+            DSpike(value)
 
 
 EMITTERS = [ClosedRect(), ClosedRect(3.0), DSpike(), DSpike(7.0)] + (

@@ -1,12 +1,7 @@
 """Neurons: learnable initial potential, turn-off, turn-on and multi-level firing."""
 
-from .imp import (
-    IMPIFNode,
-    IMPLIFNode,
-    IMPParametricLIFNode,
-    LearnableInitialPotential,
-    with_learnable_imp,
-)
+from .imp import IMPIFNode, IMPLIFNode, IMPParametricLIFNode, with_learnable_imp
+from .initial_potential import LearnableInitialPotential
 from .multi_level import MultiLevelFiringNode
 from .turn_off import TurnOffNode
 from .turn_on import TurnOnNode

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import torch
 
-from .. import host
+from .. import checks, host
 from ..functional.multi_level import multi_level_firing_step
 from ..surrogate import Rect
 
@@ -41,6 +41,7 @@ class MultiLevelFiringNode(host.FunctionalNode):
         ``[K, N, *]``, ``v_seq`` ``[T, K, N, *]``.
 
     Raises:
+        TypeError: an argument is of the wrong kind.
         ValueError: ``tau`` is not above 1, or ``thresholds`` are empty or do not rise.
 
     Source: Feng et al., "Multi-Level Firing with Spiking DS-ResNet", IJCAI 2022.
@@ -59,12 +60,16 @@ class MultiLevelFiringNode(host.FunctionalNode):
         *,
         thresholds: Sequence[float] | None = None,
     ):
-        if not tau > 1:
-            raise ValueError(f"tau must be above 1, got {tau!r}")
+        tau = checks.number("tau", tau, above=1)
+        checks.flag("decay_input", decay_input)
+        checks.surrogate(surrogate_function)
+        if v_reset is not None:
+            v_reset = checks.number("v_reset", v_reset)
         if thresholds is None:
-            thresholds = (v_threshold, v_threshold + 1.0, v_threshold + 2.0)
-        thresholds = tuple(float(threshold) for threshold in thresholds)
-        if not thresholds or not all(low < high for low, high in pairwise(thresholds)):
+            first = checks.number("v_threshold", v_threshold)
+            thresholds = (first, first + 1.0, first + 2.0)
+        thresholds = checks.numbers("thresholds", thresholds)
+        if not all(low < high for low, high in pairwise(thresholds)):
             raise ValueError(f"thresholds must be one or more rising numbers, got {thresholds}")
         super().__init__(
             v_threshold=thresholds[0],
@@ -74,7 +79,7 @@ class MultiLevelFiringNode(host.FunctionalNode):
             step_mode=step_mode,
             store_v_seq=store_v_seq,
         )
-        self.tau = float(tau)
+        self.tau = tau
         self.decay_input = decay_input
         self.thresholds = thresholds
 

@@ -12,13 +12,12 @@ Memory and O(1) Inference Cost", ICML 2024.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from .. import host
+from .. import checks, host
 from ..ops.windows import Window
 from ..surrogate import Rect
 
@@ -42,14 +41,14 @@ class TurnOffNode(host.base.MemoryModule):
         input.
 
     Raises:
-        TypeError: ``surrogate_function`` cannot be called, or the input is not of a floating-point
-            dtype.
-        ValueError: ``v_threshold`` is not a finite number.
+        TypeError: ``v_threshold`` is no number, ``surrogate_function`` cannot be called, or the
+            input is not of a floating-point dtype.
+        ValueError: ``v_threshold`` is NaN or infinite.
 
     Source: Hu et al., ICML 2024 (T-RevSNN).
     """
 
-    _is_leaf_module = True  # as in host.py: NIRTorch names it and does not trace into it
+    _is_leaf_module = True  # as in host/node.py: NIRTorch names it and does not trace into it
 
     def __init__(
         self,
@@ -58,17 +57,13 @@ class TurnOffNode(host.base.MemoryModule):
         step_mode: str = "s",
     ):
         super().__init__()
-        self.v_threshold = finite_number("v_threshold", v_threshold)
-        self.surrogate_function = checked_surrogate(surrogate_function)
+        self.v_threshold = checks.number("v_threshold", v_threshold)
+        self.surrogate_function = checks.surrogate(surrogate_function)
         self.step_mode = step_mode
 
     def single_step_forward(self, x: torch.Tensor) -> torch.Tensor:
         """Spikes of one step, ``[N, *]``."""
-        if not x.is_floating_point():
-            raise TypeError(
-                f"the input of {type(self).__name__} must be of a floating-point dtype, "
-                f"got {x.dtype}"
-            )
+        checks.floating(f"the input of {type(self).__name__}", x)
         window = Window.of(self.surrogate_function)
         if window is None:
             return self.surrogate_function(x - self.v_threshold)
@@ -117,22 +112,3 @@ class _RectTurnOff(torch.autograd.Function):
     def backward(ctx: Any, grad_spike: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (packed,) = ctx.saved_tensors
         return ctx.window.apply(packed, grad_spike), None, None
-
-
-def checked_surrogate(
-    surrogate_function: Callable[[torch.Tensor], torch.Tensor],
-) -> Callable[[torch.Tensor], torch.Tensor]:
-    """``surrogate_function`` if it can be called, TypeError if not."""
-    if not callable(surrogate_function):
-        raise TypeError(
-            f"surrogate_function must be a surrogate such as sj_ext.surrogate.Rect(), "
-            f"got {surrogate_function!r}"
-        )
-    return surrogate_function
-
-
-def finite_number(name: str, value: float) -> float:
-    """``value`` as a float if it is a finite number, ValueError naming the argument if not."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{name} must be a finite number, got {value!r}")
-    return float(value)

@@ -19,13 +19,12 @@ import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
-from .. import host
+from .. import checks, host
 from ..ops.turn_on import op
 from ..ops.turn_on.naive import state_dtype
 from ..ops.turn_on.sequence import away_from_zero, turn_on
 from ..surrogate import Rect
 from .lazy import LazyParametersInCheckpoints, is_lazy
-from .turn_off import checked_surrogate, finite_number
 
 __all__ = ["TurnOnNode"]
 
@@ -93,13 +92,10 @@ class TurnOnNode(LazyParametersInCheckpoints, host.FunctionalNode):
         learnable_decay: bool = True,
         min_decay: float = 1e-3,
     ):
-        v_threshold = finite_number("v_threshold", v_threshold)
-        checked_surrogate(surrogate_function)
-        if decay_shape not in ("layer", "channel"):
-            raise ValueError(f"decay_shape must be 'layer' or 'channel', got {decay_shape!r}")
-        min_decay = finite_number("min_decay", min_decay)
-        if min_decay < 0:
-            raise ValueError(f"min_decay must be 0 or more, got {min_decay}")
+        v_threshold = checks.number("v_threshold", v_threshold)
+        checks.surrogate(surrogate_function)
+        checks.choice("decay_shape", decay_shape, ("layer", "channel"))
+        min_decay = checks.number("min_decay", min_decay, at_least=0)
         start = _checked_decay(decay, decay_shape, min_decay)
         # A host's BaseNode wants a float threshold; there is no reset, and 0 is where it starts.
         super().__init__(v_threshold, 0.0, surrogate_function, False, step_mode, backend, False)
@@ -130,19 +126,17 @@ class TurnOnNode(LazyParametersInCheckpoints, host.FunctionalNode):
         return away_from_zero(self.decay, self.min_decay)
 
     def step(self, x: torch.Tensor, states: host.States) -> tuple[torch.Tensor, host.States]:
-        spike, states, _ = self._run(x.unsqueeze(0), states, False)
+        spike, states, _ = self.sequence(x.unsqueeze(0), states, False)
         return spike[0].clone(), states  # no view: containers of the host keep and detach outputs
 
     def sequence(
         self, x_seq: torch.Tensor, states: host.States, store_v_seq: bool
     ) -> tuple[torch.Tensor, host.States, torch.Tensor | None]:
-        return self._run(x_seq, states, store_v_seq)
-
-    def _run(
-        self, x_seq: torch.Tensor, states: host.States, store_v_seq: bool
-    ) -> tuple[torch.Tensor, host.States, torch.Tensor | None]:
-        (v,) = states
         _check_floating(self, x_seq)
+        if not len(x_seq):
+            none = x_seq.new_empty(x_seq.shape, dtype=state_dtype(x_seq.dtype))
+            return torch.empty_like(x_seq), states, none if store_v_seq else None
+        (v,) = states
         if v is not None and v.shape != x_seq.shape[1:]:
             raise ValueError(
                 f"the potential v has shape {list(v.shape)}, but the input of one step "
@@ -160,21 +154,13 @@ class TurnOnNode(LazyParametersInCheckpoints, host.FunctionalNode):
         )
         return spike, (v,), v_seq
 
-    def multi_step_forward(self, x_seq: torch.Tensor) -> torch.Tensor:
-        """Spikes of all steps, ``[T, N, *]``; no step, no change of the potential."""
-        if x_seq.dim() and not len(x_seq):
-            self.check_backend(x_seq)
-            _check_floating(self, x_seq)
-            if self.store_v_seq:
-                self.v_seq = x_seq.new_empty(x_seq.shape, dtype=state_dtype(x_seq.dtype))
-            return torch.empty_like(x_seq)
-        if self.backend == "cupy" and not isinstance(self.v, torch.Tensor):
-            self.check_backend(x_seq)  # the kernel starts from 0 without being given zeros
-            spike, (self.v,), v_seq = self._run(x_seq, (None,), self.store_v_seq)
-            if self.store_v_seq:
-                self.v_seq = v_seq
-            return spike
-        return super().multi_step_forward(x_seq)
+    def _states(self, inputs: tuple[torch.Tensor, ...], step_mode: str) -> host.States:
+        (x,) = inputs
+        if step_mode == "m" and not len(x):  # no step, no change of the potential
+            return (self.v,)
+        if step_mode == "m" and self.backend == "cupy" and not isinstance(self.v, torch.Tensor):
+            return (None,)  # the kernel starts from 0 without being given zeros
+        return super()._states(inputs, step_mode)
 
     def multi_step_functional_forward(
         self, inputs: tuple[torch.Tensor, ...], states: host.States, **kwargs: Any
@@ -243,18 +229,19 @@ class TurnOnNode(LazyParametersInCheckpoints, host.FunctionalNode):
 
 
 def _check_floating(node: TurnOnNode, x: torch.Tensor) -> None:
-    if not x.is_floating_point():
-        raise TypeError(
-            f"the input of {type(node).__name__} must be of a floating-point dtype, got {x.dtype}"
-        )
+    checks.floating(f"the input of {type(node).__name__}", x)
 
 
 def _checked_decay(decay: Any, decay_shape: str, min_decay: float) -> torch.Tensor:
     """The decay to start from as a float32 vector of its own."""
     try:
-        start = torch.as_tensor(decay, dtype=torch.float32).detach().clone()
+        given = torch.as_tensor(decay)
+        kind = torch.bool if given.is_complex() else given.dtype
     except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f"decay must be a number or one per channel, got {decay!r}") from None
+        kind = torch.bool
+    if kind == torch.bool:
+        raise TypeError(f"decay must be a number or one per channel, got {decay!r}")
+    start = given.detach().to(torch.float32, copy=True)
     if start.numel() != 1 and decay_shape == "layer":
         raise ValueError(
             f"decay must be one number with decay_shape='layer', got shape {list(start.shape)}; "

@@ -12,6 +12,7 @@ from nvrtc import ARCHITECTURES, compile_for
 from spikingjelly.activation_based.auto_cuda import neuron_kernel
 
 from sj_ext import host
+from sj_ext.host import generation1
 from sj_ext.neuron import IMPIFNode, IMPLIFNode
 from sj_ext.surrogate import DSpike, Rect
 
@@ -74,7 +75,7 @@ def test_kernels_follow_a_change_of_dtype_and_are_kept_otherwise(monkeypatch):
     host.functional.reset_net(node)
     node(torch.rand(2, 3, 4))
     assert node.forward_kernel is first
-    host._give_working_kernels(node, torch.float16)
+    generation1._give_working_kernels(node, torch.float16)
     assert node.forward_kernel is not first and node.forward_kernel.dtype == "half2"
 
 

@@ -340,13 +340,16 @@ def test_multi_level_node_takes_an_initial_potential():
     [
         ({"imp_shape": "pixel"}, ValueError, "imp_shape"),
         ({"imp_shape": (1, 0)}, ValueError, "imp_shape"),
-        ({"imp_shape": 3}, ValueError, "imp_shape"),
+        ({"imp_shape": 3}, TypeError, "imp_shape"),
         ({"imp_init": (float("nan"), 0.2)}, ValueError, "imp_init"),
         ({"imp_init": (0.2, float("inf"))}, ValueError, "imp_init"),
         ({"imp_init": (0.3, 0.2)}, ValueError, "imp_init"),
-        ({"imp_init": 0.2}, ValueError, "imp_init"),
+        ({"imp_init": 0.2}, TypeError, "imp_init"),
+        ({"imp_init": "ab"}, TypeError, "imp_init"),
+        ({"imp_init": (0.1,)}, ValueError, "imp_init"),
         ({"imp_squash": 2}, TypeError, "imp_squash"),
         ({"channel_axis": 0}, ValueError, "channel_axis"),
+        ({"channel_axis": "1"}, TypeError, "channel_axis"),
         ({"imp_shapes": "layer"}, TypeError, "imp_shapes"),
     ],
 )

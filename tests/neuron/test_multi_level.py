@@ -85,3 +85,9 @@ def test_step_function_alone():
 def test_bad_argument_is_named(kwargs, words):
     with pytest.raises(ValueError, match=words):
         MultiLevelFiringNode(**kwargs)
+
+
+@pytest.mark.parametrize("name", ["thresholds", "tau", "v_threshold", "v_reset", "decay_input"])
+def test_an_argument_of_the_wrong_kind_is_named(name):
+    with pytest.raises(TypeError, match=name):
+        MultiLevelFiringNode(**{name: "a"})

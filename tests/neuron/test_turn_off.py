@@ -232,9 +232,15 @@ def test_integers_are_refused(dtype):
         TurnOffNode()(torch.ones(3, dtype=dtype))
 
 
-@pytest.mark.parametrize("v_threshold", [math.nan, math.inf, "0.5", None, True])
-def test_a_threshold_that_is_no_number_is_refused(v_threshold):
+@pytest.mark.parametrize("v_threshold", [math.nan, math.inf])
+def test_a_threshold_that_is_not_finite_is_refused(v_threshold):
     with pytest.raises(ValueError, match="v_threshold must be a finite number, got"):
+        TurnOffNode(v_threshold)
+
+
+@pytest.mark.parametrize("v_threshold", ["0.5", None, True])
+def test_a_threshold_that_is_no_number_is_refused(v_threshold):
+    with pytest.raises(TypeError, match="v_threshold must be a number, got"):
         TurnOffNode(v_threshold)
 
 

@@ -356,13 +356,17 @@ def test_decays_that_no_neuron_can_have(decay):
         ([0.1, 0.2], "layer"),
         ([], "channel"),
         ([[0.1, 0.2], [0.3, 0.4]], "channel"),
-        ("half", "layer"),
-        (None, "layer"),
     ],
 )
 def test_decays_of_the_wrong_size(decay, decay_shape):
     with pytest.raises(ValueError, match="decay must be"):
         TurnOnNode(decay, decay_shape=decay_shape)
+
+
+@pytest.mark.parametrize("decay", ["half", None, [0.5, "half"], True, 1j])
+def test_decays_that_are_no_numbers(decay):
+    with pytest.raises(TypeError, match="decay must be"):
+        TurnOnNode(decay)
 
 
 def test_channels_that_do_not_go_with_the_decay():
@@ -389,10 +393,11 @@ def test_integers_are_refused(dtype, step_mode, length):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
+        ({"v_threshold": "a"}, TypeError, "v_threshold must be a number"),
         ({"v_threshold": math.nan}, ValueError, "v_threshold must be a finite number"),
-        ({"min_decay": -1.0}, ValueError, "min_decay must be 0 or more"),
+        ({"min_decay": -1.0}, ValueError, "min_decay must be at least 0"),
         ({"min_decay": math.nan}, ValueError, "min_decay must be a finite number"),
-        ({"decay_shape": "neuron"}, ValueError, "decay_shape must be 'layer' or 'channel'"),
+        ({"decay_shape": "neuron"}, ValueError, "decay_shape must be one of"),
         ({"surrogate_function": 1.0}, TypeError, "surrogate_function must be"),
         ({"backend": "triton"}, ValueError, "backend of TurnOnNode"),
         ({"step_mode": "x"}, ValueError, "step_mode"),

@@ -22,7 +22,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 #: what both must hold, from the package's folder
-NEEDED = {"__init__.py", "py.typed", "host.py", "ops/turn_on/kernel.cu", "ops/turn_on/README.md"}
+NEEDED = {
+    "__init__.py",
+    "py.typed",
+    "host/__init__.py",
+    "ops/turn_on/kernel.cu",
+    "ops/turn_on/README.md",
+}
 #: the beginnings of paths that neither may hold
 UNWANTED = ("tests/", "docs/", "examples/", "shared/", "runs/", ".ci/", ".github/")
 #: ends of names of data and of what is built
