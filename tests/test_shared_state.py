@@ -20,6 +20,7 @@ ALLOWED = {
     "sj_ext.analysis.energy._CONVOLUTIONS": "a table that is only read",
     "sj_ext.neuron.imp.OWN_KEYWORDS": "a table that is only read",
     "sj_ext.neuron.initial_potential.OWN_KEYWORDS": "a table that is only read",
+    "sj_ext.model.trevsnn.published._WORDS": "a table that is only read",
     "sj_ext.neuron.imp._NAMED": "a table that is only read",
     "sj_ext.neuron.imp._MAKING": "a lock",
     "sj_ext.neuron.imp._learnable": "a cache of classes, filled under the lock",

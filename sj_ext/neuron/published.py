@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from .imp import LearnableInitialPotential
+from .initial_potential import LearnableInitialPotential
 from .lazy import is_lazy
 
 __all__ = ["published_to_ours"]
