@@ -30,7 +30,10 @@ NAMES: dict[ModuleType, tuple[ModuleType, tuple[str, ...]]] = {
         functional,
         ("lts_cross_entropy", "sdt_cross_entropy", "tet_cross_entropy", "tet_s_cross_entropy"),
     ),
-    host.layer: (layer, ("SCS", "SSA", "ConvStem", "ScaledWSConv2d", "TemporalReversible")),
+    host.layer: (
+        layer,
+        ("SCS", "SDSA1", "SDSA3", "SSA", "ConvStem", "ScaledWSConv2d", "TemporalReversible"),
+    ),
 }
 
 #: sub-modules by the host's package that they go to

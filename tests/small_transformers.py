@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from sj_ext.model.transformer import spikformer, spikingformer
+from sj_ext.model.transformer import meta_spikeformer, spikformer, spikingformer
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,19 @@ class Small:
 
 _small = {"num_classes": 5, "T": 3, "dim": 16, "depth": 1, "num_heads": 2, "mlp_ratio": 2}
 
+_meta = {
+    "num_classes": 5,
+    "T": 3,
+    "widths": (4, 8, 16, 16),
+    "depths": (1, 1),
+    "num_heads": 2,
+    "mlp_ratio": 2,
+}
+
 #: by the method's name
 MODELS: dict[str, Small] = {
+    "meta_spikeformer": Small(partial(meta_spikeformer.meta_spikeformer, **_meta)),
+    "meta_spikeformer_odd": Small(partial(meta_spikeformer.meta_spikeformer, **_meta), (3, 23, 18)),
     "spikformer": Small(partial(spikformer.spikformer, patch_size=4, **_small)),
     "spikformer_cml": Small(
         partial(spikformer.spikformer, patch_size=4, downsampling="cml", **_small)

@@ -537,11 +537,19 @@ METHODS = (
         (_transformer("spikformer.spikformer_v2", side=32, dim=16, depth=1),),
         "a reading of the paper, which has no public program",
     ),
+    Method(
+        "transformers",
+        "Meta-SpikeFormer (spike-driven Transformer V2)",
+        (
+            _transformer(
+                "meta_spikeformer.meta_spikeformer", widths=(4, 8, 8, 8), depths=(1, 1), num_heads=2
+            ),
+        ),
+    ),
     *(
         Method("transformers", title)
         for title in (
             "convolutional tokenizer",
-            "Meta-SpikeFormer (spike-driven Transformer V2)",
             "dual spike self-attention (SpikingResformer)",
             "spatio-temporal self-attention with relative bias (STS-Transformer)",
             "intrinsic plasticity and denoising (DISTA)",

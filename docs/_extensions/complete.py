@@ -40,6 +40,7 @@ MODULES = (
     "sj_ext.model",
     "sj_ext.model.revsnn",
     "sj_ext.model.transformer",
+    "sj_ext.model.transformer.meta_spikeformer",
     "sj_ext.model.transformer.spikformer",
     "sj_ext.model.transformer.spikingformer",
     "sj_ext.model.trevsnn",

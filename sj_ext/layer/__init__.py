@@ -1,26 +1,35 @@
 """Layers: the temporally reversible cell, standardised convolutions, parts of transformers."""
 
 from . import attention, mixer
-from .attention import SSA
+from .attention import SDSA1, SDSA3, SSA
 from .conv_bn import ConvBN
+from .downsampling import Downsampling
 from .fuse import Fusable, fuse
 from .mlp import SpikingMLP
+from .rep_conv import RepConv, RepConvBN
 from .residual import ResidualBlock
 from .reversible_sequence import ReversibleSequence
 from .scaled_ws import ScaledWSConv2d
+from .sep_conv import SepConv
 from .stem import ConvStem
 from .stem_scs import SCS
 from .temporal_reversible import TemporalReversible
 
 __all__ = [
     "SCS",
+    "SDSA1",
+    "SDSA3",
     "SSA",
     "ConvBN",
     "ConvStem",
+    "Downsampling",
     "Fusable",
+    "RepConv",
+    "RepConvBN",
     "ResidualBlock",
     "ReversibleSequence",
     "ScaledWSConv2d",
+    "SepConv",
     "SpikingMLP",
     "TemporalReversible",
     "attention",

@@ -68,7 +68,7 @@ class ConvBN(Fusable):
 
 def affine_of(bn: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Factor and summand, each ``[C]``, that a batch normalisation is in evaluation."""
-    scale = bn.weight.detach() * (bn.running_var + bn.eps).rsqrt()
+    scale = bn.weight.detach() / (bn.running_var + bn.eps).sqrt()
     return scale, bn.bias.detach() - bn.running_mean * scale
 
 

@@ -18,6 +18,7 @@ from torch import nn
 FAMILIES: dict[str, tuple[str, ...]] = {
     "revsnn": ("revsnn_",),
     "spikingformer": ("spikingformer_", "cml_model_spikingformer", "cml_tokenizer"),
+    "meta_spikeformer": ("sdtv2_",),
     "spikformer": ("cml_sps", "cml_model_spikformer", "spikformer_"),
 }
 

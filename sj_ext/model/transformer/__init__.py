@@ -1,6 +1,6 @@
 """Spiking transformers: one backbone, one file a family, published weights by name."""
 
-from . import spikformer, spikingformer
+from . import meta_spikeformer, spikformer, spikingformer
 from .backbone import Head, SpikingTransformer
 from .published import PublishedNames, load_published, published_names
 
@@ -9,6 +9,7 @@ __all__ = [
     "PublishedNames",
     "SpikingTransformer",
     "load_published",
+    "meta_spikeformer",
     "published_names",
     "spikformer",
     "spikingformer",

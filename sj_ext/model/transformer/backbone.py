@@ -62,8 +62,8 @@ class SpikingTransformer(nn.Module, host.base.StepModule):
         self.published = published
         host.functional.set_step_mode(self, "m")
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits of every step."""
+    def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Logits of every step; two of them in training with a distillation head."""
         return self.head(self.features(x))
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
@@ -100,15 +100,20 @@ class SpikingTransformer(nn.Module, host.base.StepModule):
 class Head(nn.Module):
     r"""Classifier: mean over the tokens, an optional neuron, a linear map, all step by step.
 
+    With ``distillation`` there is a second map beside it, which a teacher trains: the output is
+    both logits in training and their mean in evaluation.
+
     Args:
         channels: C.
         num_classes: at least 1.
         spiking_neuron: makes a neuron in front of the linear map; None for none, so that the map
             reads real means.
         bias: of the linear map.
+        distillation: whether there is a second linear map.
 
     Shapes:
-        ``[T, N, C, H, W]`` to ``[T, N, classes]``, or without T in step mode ``'s'``.
+        ``[T, N, C, H, W]`` to ``[T, N, classes]``, or without T in step mode ``'s'``; a pair of
+        these in training with ``distillation``.
 
     Raises:
         ValueError: a size is below 1.
@@ -121,15 +126,27 @@ class Head(nn.Module):
         spiking_neuron: NeuronFactory | None = None,
         *,
         bias: bool = True,
+        distillation: bool = False,
     ):
         super().__init__()
         checks.integer("num_classes", num_classes, at_least=1)
         self.neuron = None if spiking_neuron is None else new_neuron(spiking_neuron)
         self.linear = nn.Linear(channels, num_classes, bias=bias)
+        self.distilled = (
+            nn.Linear(channels, num_classes, bias=bias)
+            if checks.flag("distillation", distillation)
+            else None
+        )
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         x = x.mean((-2, -1))
-        return self.linear(x if self.neuron is None else self.neuron(x))
+        if self.neuron is not None:
+            x = self.neuron(x)
+        y = self.linear(x)
+        if self.distilled is None:
+            return y
+        y_distilled = self.distilled(x)
+        return (y, y_distilled) if self.training else (y + y_distilled) / 2
 
 
 def initialize_linear(model: nn.Module, std: float = 0.02) -> None:
