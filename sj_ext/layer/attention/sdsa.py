@@ -64,14 +64,16 @@ class SDSA1(nn.Module):
         s = self.neuron_in(x)
         q, k, v = self.neuron_q(self.q(s)), self.neuron_k(self.k(s)), self.neuron_v(self.v(s))
         mask = self.neuron_attn((k * v).sum((-2, -1), keepdim=True))
-        return self.proj(heard(q * mask))
+        return self.proj(q * mask)
 
 
 class SDSA3(SSA):
     r"""Spike-driven self-attention 3: :math:`\mathrm{LIF}_{0.5}(0.125\, q (k^T v))`, linear in L.
 
-    The four maps are :class:`~sj_ext.layer.RepConv` with one more normalisation. With
-    a threshold of 0.5 the neuron fires on a product of 4 spikes.
+    The four maps are :class:`~sj_ext.layer.RepConv` with one more normalisation. With a threshold
+    of 0.5 the neuron fires on a product of 4 spikes. Where it fires nowhere in a batch, no gradient
+    passes through the attention: behind silence the three normalisations of the last map would
+    multiply it by 316 each, and overflow after some blocks.
 
     Args:
         dim: C.
@@ -89,6 +91,9 @@ class SDSA3(SSA):
 
     def __init__(self, dim: int, num_heads: int, spiking_neuron: NeuronFactory | None = None):
         super().__init__(dim, num_heads, spiking_neuron, projection=_rep_conv)
+
+    def _output(self, attention: torch.Tensor) -> torch.Tensor:
+        return self.proj(heard(attention))
 
 
 def _rep_conv(in_channels: int, out_channels: int, bias: bool) -> nn.Module:

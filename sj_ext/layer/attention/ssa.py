@@ -12,7 +12,6 @@ from ..conv_bn import ConvBN
 from ..mlp import SHORTCUTS
 from ..spiking import NeuronFactory, new_neuron
 from .product import SpikeProduct
-from .silence import heard
 
 __all__ = ["SSA", "Projection"]
 
@@ -85,8 +84,12 @@ class SSA(nn.Module):
         if self.shortcut == "membrane":
             x = self.neuron_in(x)
         q, k, v = self.neuron_q(self.q(x)), self.neuron_k(self.k(x)), self.neuron_v(self.v(x))
-        y = self.proj(heard(self.neuron_attn(self.product(q, k, v))))
+        y = self._output(self.neuron_attn(self.product(q, k, v)))
         return self.neuron_out(y) if self.shortcut == "spike" else y
+
+    def _output(self, attention: torch.Tensor) -> torch.Tensor:
+        """The map of what fires on the product."""
+        return self.proj(attention)
 
 
 def check_heads(dim: int, num_heads: int) -> None:
