@@ -6,7 +6,18 @@ the names below.
 
 from __future__ import annotations
 
-from spikingjelly.activation_based import base, functional, layer, model, neuron, surrogate
+from collections.abc import Callable
+
+import torch
+from spikingjelly.activation_based import (
+    ann2snn,
+    base,
+    functional,
+    layer,
+    model,
+    neuron,
+    surrogate,
+)
 
 from .backend import BackendContract
 from .generation import GENERATION, VERSION
@@ -23,15 +34,18 @@ __all__ = [
     "RESTARTS_ON_NEW_SHAPE",
     "VERSION",
     "BackendContract",
+    "ConversionRecipe",
     "FunctionalNode",
     "HostBackend",
     "States",
     "SurrogateFunction",
+    "ann2snn",
     "base",
     "functional",
     "layer",
     "model",
     "neuron",
+    "structure_changed",
     "surrogate",
 ]
 
@@ -42,3 +56,11 @@ RESTARTS_ON_NEW_SHAPE = GENERATION == 2
 ONLINE_NEURONS = tuple(
     getattr(neuron, name) for name in ("OTTTLIFNode", "SLTTLIFNode") if hasattr(neuron, name)
 )
+
+#: to be called after modules of a network were exchanged: 2.x remembers what there is to reset
+structure_changed: Callable[[torch.nn.Module], None] = getattr(
+    functional, "invalidate_reset_cache", lambda net: None
+)
+
+#: what the host's converter takes as a recipe; 0.0.0.0.14 has none
+ConversionRecipe: type = getattr(ann2snn, "FXConversionRecipe", object)
