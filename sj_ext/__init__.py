@@ -7,6 +7,7 @@
 
 from . import (
     analysis,
+    ann2snn,
     checkpoint,
     functional,
     layer,
@@ -25,6 +26,7 @@ from .swap import swap_neurons
 __all__ = [
     "__version__",
     "analysis",
+    "ann2snn",
     "checkpoint",
     "functional",
     "layer",

@@ -6,7 +6,7 @@ import sys
 from types import ModuleType
 from typing import NamedTuple
 
-from . import functional, host, layer, memory, model, neuron, pruning, surrogate
+from . import ann2snn, functional, host, layer, memory, model, neuron, pruning, surrogate
 
 __all__ = ["Registration", "register", "registered", "unregister"]
 
@@ -30,6 +30,19 @@ NAMES: dict[ModuleType, tuple[ModuleType, tuple[str, ...]]] = {
         functional,
         ("lts_cross_entropy", "sdt_cross_entropy", "tet_cross_entropy", "tet_s_cross_entropy"),
     ),
+    host.ann2snn: (
+        ann2snn,
+        (
+            "ComposedRecipe",
+            "ConversionIFNode",
+            "QuantizedClip",
+            "convert",
+            "evaluate",
+            "refine",
+            "replace_activations",
+            "report",
+        ),
+    ),
     host.layer: (
         layer,
         ("SCS", "SDSA1", "SDSA3", "SSA", "ConvStem", "ScaledWSConv2d", "TemporalReversible"),
@@ -38,6 +51,12 @@ NAMES: dict[ModuleType, tuple[ModuleType, tuple[str, ...]]] = {
 
 #: sub-modules by the host's package that they go to
 SUBMODULES: dict[ModuleType, dict[str, ModuleType]] = {
+    host.ann2snn: {
+        "activation": ann2snn.activation,
+        "calibrate": ann2snn.calibrate,
+        "presets": ann2snn.presets,
+        "threshold": ann2snn.threshold,
+    },
     host.model: {"transformer": model.transformer, "trevsnn": model.trevsnn},
     sys.modules[HOST_ROOT]: {"memory": memory, "pruning": pruning},
 }

@@ -76,8 +76,10 @@ def test_unregister_leaves_no_trace(tmp_path):
     code = """
 import sys
 import spikingjelly.activation_based as root
-from spikingjelly.activation_based import base, functional, layer, model, neuron, surrogate
-places = [root, functional, layer, model, neuron, surrogate]
+from spikingjelly.activation_based import (
+    ann2snn, base, functional, layer, model, neuron, surrogate,
+)
+places = [root, ann2snn, functional, layer, model, neuron, surrogate]
 before = [dict(vars(place)) for place in places]
 modules = {name for name in sys.modules if name.startswith("spikingjelly")}
 import sj_ext

@@ -17,7 +17,9 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["QuantizedClip", "quantized_clip"]
+from .. import checks
+
+__all__ = ["QuantizedClip", "bound_group", "quantized_clip"]
 
 
 class _QuantizedClip(torch.autograd.Function):
@@ -115,15 +117,8 @@ class QuantizedClip(nn.Module):
         learn_bound: bool = True,
     ):
         super().__init__()
-        _check_number("shift", shift)
-        if not 0 <= shift < 1:
-            raise ValueError(f"shift must be in [0, 1), got {shift!r}")
-        if levels is not None and (not isinstance(levels, int) or isinstance(levels, bool)):
-            raise TypeError(f"levels must be an integer or None, got {levels!r}")
-        if levels is not None and levels < 1:
-            raise ValueError(f"levels must be 1 or more, got {levels!r}")
-        self.levels = levels
-        self.shift = float(shift)
+        self.levels = None if levels is None else checks.integer("levels", levels, at_least=1)
+        self.shift = checks.number("shift", shift, at_least=0, below=1)
         rho = torch.tensor(_inverse_softplus(bound))
         if learn_bound:
             self.rho = nn.Parameter(rho)
@@ -158,11 +153,7 @@ class QuantizedClip(nn.Module):
     @classmethod
     def bits(cls, bits: int, bound: float = 8.0) -> QuantizedClip:
         """``bits`` bits: ``2 ** bits - 1`` levels, rounded, a learned bound (Fast-SNN)."""
-        if not isinstance(bits, int) or isinstance(bits, bool):
-            raise TypeError(f"bits must be an integer, got {bits!r}")
-        if bits < 1:
-            raise ValueError(f"bits must be 1 or more, got {bits!r}")
-        return cls(bound, 2**bits - 1)
+        return cls(bound, 2 ** checks.integer("bits", bits, at_least=1) - 1)
 
     @property
     def bound(self) -> torch.Tensor:
@@ -208,14 +199,6 @@ def bound_group(net: nn.Module, **options: Any) -> dict[str, Any]:
     return {"name": "bound", "params": bounds, **options}
 
 
-def _check_number(name: str, value: object) -> None:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-
-
 def _inverse_softplus(bound: float) -> float:
-    bound = float(bound) if isinstance(bound, torch.Tensor) else bound
-    _check_number("bound", bound)
-    if not 0 < bound < math.inf:
-        raise ValueError(f"bound must be above 0 and finite, got {bound!r}")
+    bound = checks.number("bound", bound, above=0)
     return bound + math.log(-math.expm1(-bound))

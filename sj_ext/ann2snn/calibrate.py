@@ -12,10 +12,11 @@ from collections.abc import Iterator
 import torch
 from torch import fx, nn
 
+from .. import checks
 from .data import Batches
 from .observe import mean_at, sites, watch_activations
 from .site import SpikingSite
-from .threshold import Groups, channel_axis
+from .threshold import PER, Groups, channel_axis
 
 __all__ = ["Bias", "Calibration", "Potential", "RateGain"]
 
@@ -34,9 +35,7 @@ class Calibration:
     needs_data = True
 
     def __init__(self, per: str = "channel"):
-        if per not in ("layer", "channel", "neuron"):
-            raise ValueError(f"per must be 'layer', 'channel' or 'neuron', got {per!r}")
-        self.per = per
+        self.per = checks.choice("per", per, PER)
 
     def apply(self, snn: nn.Module, ann: fx.GraphModule, data: Batches | None, T: int) -> None:
         """Correct ``snn`` in place.
@@ -103,7 +102,7 @@ class Bias(Calibration):
 
 
 class Potential(Calibration):
-    r"""Add to each initial potential what the sum of outputs lacks: :math:`T (\bar a_l - \bar x_l)`.
+    r"""Add to each initial potential what the outputs lack: :math:`T (\bar a_l - \bar x_l)`.
 
     Args:
         per: ``'neuron'`` as published, which fixes the resolution; ``'channel'`` or ``'layer'``.
@@ -149,9 +148,7 @@ class RateGain(Calibration):
 
     def __init__(self, T: int | None = None, per: str = "layer"):
         super().__init__(per)
-        if T is not None and T < 1:
-            raise ValueError(f"T must be 1 or more, got {T!r}")
-        self.T = T
+        self.T = None if T is None else checks.integer("T", T, at_least=1)
 
     def apply(self, snn: nn.Module, ann: fx.GraphModule, data: Batches | None, T: int) -> None:
         """Correct the gains; see :meth:`Calibration.apply`."""
@@ -161,8 +158,11 @@ class RateGain(Calibration):
             for name, site in sites(snn).items():
                 groups = Groups(self.per, channel_axis(ann, name))
                 wanted, found = _Mean(groups), _Mean(groups)
-                clipped = {name: lambda a, s=site, m=wanted: m.add(torch.minimum(a, s.threshold))}
-                watch_activations(ann, data.inputs(), clipped)
+
+                def clip(a: torch.Tensor, site: SpikingSite = site, to: _Mean = wanted) -> None:
+                    to.add(torch.minimum(a, site.threshold))
+
+                watch_activations(ann, data.inputs(), {name: clip})
                 for x in data.inputs():
                     found.add(mean_at(snn, x, T, site.scaler1))
                 rate = found.result()

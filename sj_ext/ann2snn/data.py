@@ -110,7 +110,9 @@ def _split(batch: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
     else:
         x, y = batch, None
     if not isinstance(x, torch.Tensor):
-        raise TypeError(f"calibration: the input of a batch must be a tensor, got {type(x).__name__}")
+        raise TypeError(
+            f"calibration: the input of a batch must be a tensor, got {type(x).__name__}"
+        )
     if y is not None and not isinstance(y, torch.Tensor):
         y = torch.as_tensor(y)
     return x, y

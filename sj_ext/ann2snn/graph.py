@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,10 +17,10 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from .. import host
+from .. import checks, host
 from .activation import QuantizedClip
 
-__all__ = ["ACTIVATIONS", "activation_of", "activation_nodes", "own_call", "prepare", "trace"]
+__all__ = ["ACTIVATIONS", "activation_nodes", "activation_of", "own_call", "prepare", "trace"]
 
 #: modules that a spiking neuron can take the place of; a Hardtanh must start at 0
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Hardtanh, QuantizedClip)
@@ -67,8 +68,7 @@ def trace(
         TypeError: ``net`` is no module.
         ValueError: the network cannot be traced, with what to do.
     """
-    if not isinstance(net, nn.Module):
-        raise TypeError(f"net must be a torch.nn.Module, got {net!r}")
+    checks.module("net", net)
     if isinstance(net, fx.GraphModule):
         return net
     try:
@@ -105,18 +105,31 @@ def prepare(
         TypeError: ``net`` is no module.
         ValueError: it cannot be traced, has neurons already, or a batch norm without statistics.
     """
-    training = {module: module.training for module in net.modules()}
-    try:
-        graph = copy.deepcopy(trace(net.eval(), leaf_modules, concrete_args)).eval()
-    finally:
-        for module, flag in training.items():
-            module.training = flag
+    with evaluating(checks.module("net", net)):
+        graph = copy.deepcopy(trace(net, leaf_modules, concrete_args)).eval()
     _refuse_neurons(graph)
     _as_layers_of_torch(graph)
     _drop_dropout(graph)
     _fold_norms(graph)
     _own_activations(graph)
     return _cleaned(graph)
+
+
+@contextmanager
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """A trained network in evaluation and without gradients; afterwards as it was.
+
+    It has no memories, so nothing is reset: the host would remember that there is nothing to reset
+    even after the network got neurons.
+    """
+    training = [(module, module.training) for module in net.modules()]
+    try:
+        net.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for module, flag in training:
+            module.training = flag
 
 
 def modules_called(graph: fx.GraphModule) -> Iterator[tuple[fx.Node, nn.Module]]:
@@ -275,9 +288,7 @@ def _folded(layer: Any, norm: Any) -> nn.Module:
     if isinstance(layer, nn.Linear):
         folded: nn.Module = fuse_linear_bn_eval(layer, norm)
     else:
-        folded = fuse_conv_bn_eval(
-            layer, norm, isinstance(layer, nn.modules.conv._ConvTransposeNd)
-        )
+        folded = fuse_conv_bn_eval(layer, norm, isinstance(layer, nn.modules.conv._ConvTransposeNd))
     return folded.to(dtype).eval()
 
 
@@ -304,12 +315,11 @@ def _own_activations(graph: fx.GraphModule) -> None:
 
 
 def _check_activation(name: str, module: Any) -> None:
-    if isinstance(module, nn.Hardtanh) and not isinstance(module, nn.ReLU6):
-        if module.min_val != 0:
-            raise ValueError(
-                f"net: {name!r} is a Hardtanh from {module.min_val}, and only one from 0 has a "
-                f"spiking counterpart; replace it by QuantizedClip or clamp(min=0)"
-            )
+    if isinstance(module, nn.Hardtanh) and module.min_val != 0:
+        raise ValueError(
+            f"net: {name!r} is a Hardtanh from {module.min_val}, and only one from 0 has a "
+            f"spiking counterpart; replace it by QuantizedClip or clamp(min=0)"
+        )
     if hasattr(module, "inplace"):
         module.inplace = False  # its input is observed
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import host
+from .. import checks, host
 
 __all__ = ["ConversionIFNode", "counted_step", "leaky_step"]
 
@@ -87,7 +87,7 @@ def counted_step(
     return up - down, v + threshold * down, count - down
 
 
-class _SequenceNode(host.HostBackend, host.neuron.IFNode):  # type: ignore[name-defined, misc]
+class _SequenceNode(host.HostBackend, host.neuron.IFNode):
     """The host's IF node, with a ``backend`` that is a contract where the host has one."""
 
 
@@ -145,19 +145,14 @@ class ConversionIFNode(host.FunctionalNode):
         backend: str = "torch",
         store_v_seq: bool = False,
     ):
-        if reset not in ("soft", "hard"):
-            raise ValueError(f"reset must be 'soft' or 'hard', got {reset!r}")
+        checks.choice("reset", reset, ("soft", "hard"))
         negative = checked_negative(negative)
         if negative is not None and reset == "hard":
             raise ValueError(f"negative={negative!r} needs reset='soft', got 'hard'")
-        if not isinstance(v_threshold, int | float) or isinstance(v_threshold, bool):
-            raise TypeError(f"v_threshold must be a number, got {v_threshold!r}")
-        if not v_threshold > 0:
-            raise ValueError(f"v_threshold must be above 0, got {v_threshold!r}")
         # before the base class, which asks for supported_backends and must not take them as modules
         object.__setattr__(self, "_negative", negative)
         super().__init__(
-            v_threshold=float(v_threshold),
+            v_threshold=checks.number("v_threshold", v_threshold, above=0),
             v_reset=None if reset == "soft" else 0.0,
             surrogate_function=surrogate_function,
             detach_reset=detach_reset,
@@ -291,16 +286,15 @@ def checked_negative(negative: object) -> tuple[str, float] | None:
     if negative == "counted":
         return ("counted", 1e-3)
     if not isinstance(negative, tuple) or len(negative) != 2:
-        raise TypeError(f"negative must be None, ('leaky', slope) or ('counted', eps), got {negative!r}")
+        raise TypeError(
+            f"negative must be None, ('leaky', slope) or ('counted', eps), got {negative!r}"
+        )
     kind, constant = negative
     if kind not in ("leaky", "counted"):
         raise ValueError(f"negative must be 'leaky' or 'counted' with a number, got {negative!r}")
-    if not isinstance(constant, int | float) or isinstance(constant, bool):
-        raise TypeError(f"the constant of negative must be a number, got {negative!r}")
-    if not (0 < constant <= 1 if kind == "leaky" else 0 <= constant < 1):
-        allowed = "in (0, 1]" if kind == "leaky" else "in [0, 1)"
-        raise ValueError(f"the constant of negative={negative!r} must be {allowed}")
-    return kind, float(constant)
+    if kind == "leaky":
+        return kind, checks.number("the slope of negative", constant, above=0, at_most=1)
+    return kind, checks.number("the eps of negative", constant, at_least=0, below=1)
 
 
 def _share(name: str, value: object) -> torch.Tensor:
@@ -308,6 +302,4 @@ def _share(name: str, value: object) -> torch.Tensor:
         if not bool(value.isfinite().all()):
             raise ValueError(f"{name} must be finite, got {value}")
         return value.detach().clone()
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a number or a tensor, got {value!r}")
-    return torch.tensor(float(value))
+    return torch.tensor(checks.number(name, value))

@@ -10,9 +10,10 @@ import torch
 from torch import fx, nn
 
 from .. import host
+from ..observe import at_rest
 from .site import SpikingSite
 
-__all__ = ["at_rest", "mean_at", "sites", "watch_activations", "watch_steps"]
+__all__ = ["mean_at", "single_steps", "sites", "watch_activations", "watch_steps"]
 
 Watcher = Callable[[torch.Tensor], None]
 
@@ -42,22 +43,17 @@ def sites(snn: nn.Module) -> dict[str, SpikingSite]:
 
 
 @contextmanager
-def at_rest(snn: nn.Module) -> Iterator[None]:
-    """Evaluation in step mode ``'s'`` from rest, and afterwards everything as it was."""
-    training = {module: module.training for module in snn.modules()}
+def single_steps(snn: nn.Module) -> Iterator[None]:
+    """:func:`sj_ext.observe.at_rest` in step mode ``'s'``; afterwards everything as it was."""
     modes = {m: m.step_mode for m in snn.modules() if isinstance(m, host.base.StepModule)}
-    host.functional.reset_net(snn)
     try:
-        for module in modes:
-            module.step_mode = "s"
-        snn.eval()
-        yield
+        with at_rest(snn):
+            for module in modes:
+                module.step_mode = "s"
+            yield
     finally:
-        host.functional.reset_net(snn)
         for module, mode in modes.items():
             module.step_mode = mode
-        for module, flag in training.items():
-            module.training = flag
 
 
 def watch_activations(
@@ -96,7 +92,7 @@ def watch_steps(
 
     handle = module.register_forward_hook(look)
     try:
-        with torch.no_grad(), at_rest(snn):
+        with single_steps(snn):
             for step in range(steps):  # noqa: B007
                 try:
                     snn(x if encoder is None else encoder(x))

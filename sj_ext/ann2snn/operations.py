@@ -144,4 +144,3 @@ def fix_for(what: str) -> str:
     if "norm" in name:
         return "use a batch norm, which is folded"
     return "rewrite it with linear layers, additions, concatenation and ReLU"
-

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from .. import checks
 from .calibrate import Bias, Potential, RateGain
 from .recipe import ComposedRecipe
 from .threshold import Bound, Maximum, MeanSquare, Percentile, RunTime
@@ -259,8 +260,7 @@ def fast_snn(
 
     Source: Hu et al., "Fast-SNN", TPAMI 45(12), 2023.
     """
-    if not isinstance(bits, int) or bits < 1:
-        raise ValueError(f"bits must be an integer of 1 or more, got {bits!r}")
+    checks.integer("bits", bits, at_least=1)
     defaults = {
         "threshold": Bound(),
         "v_init": 0.5,

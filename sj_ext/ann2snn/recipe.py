@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from .. import host
+from .. import checks, host
 from .calibrate import Calibration
 from .data import Batches
-from .graph import activation_nodes, free_name, prepare, put_submodule
+from .graph import activation_nodes, evaluating, free_name, prepare, put_submodule
 from .neuron import ConversionIFNode, checked_negative
 from .operations import fix_for, pooling_of, unsupported_nodes
 from .site import CountMaxPool, SpikingSite, StepGraph
@@ -23,7 +23,7 @@ __all__ = ["ComposedRecipe", "convert"]
 _TRAINED = "sj_ext.ann2snn"
 
 
-class ComposedRecipe(host.ConversionRecipe):  # type: ignore[name-defined, misc]
+class ComposedRecipe(host.ConversionRecipe):
     r"""How a trained network becomes a spiking one, composed of parts.
 
     Each activation becomes a neuron whose mean output approaches the activation's value:
@@ -84,35 +84,31 @@ class ComposedRecipe(host.ConversionRecipe):  # type: ignore[name-defined, misc]
         for part in self.calibrations:
             if not isinstance(part, Calibration):
                 raise TypeError(f"calibrations must be parts of ann2snn.calibrate, got {part!r}")
-        _check_steps("T", T)
+        self.T = checks.integer("T", T, at_least=1)
         if shift_T is not None:
-            _check_steps("shift_T", shift_T)
+            checks.integer("shift_T", shift_T, at_least=1)
             if shift_T != T:
                 raise ValueError(
                     f"shift_T={shift_T} makes a current that is right for {shift_T} steps only, "
                     f"and T={T}: give both the same number"
                 )
-        for name, value, allowed in (
-            ("unsupported", unsupported, ("raise", "keep")),
-            ("maxpool", maxpool, ("count", "pre_spike", "raise")),
-        ):
-            if value not in allowed:
-                raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
+        self.unsupported = checks.choice("unsupported", unsupported, ("raise", "keep"))
+        self.maxpool = checks.choice("maxpool", maxpool, ("count", "pre_spike", "raise"))
         if isinstance(v_init, str) and v_init != "learn":
             raise ValueError(f"v_init must be a number or 'learn', got {v_init!r}")
         if negative not in ("leaky", "ignore"):
             negative = checked_negative(negative)
         self.calibration, self.v_init, self.shift_T = calibration, v_init, shift_T
-        self.negative, self.reset, self.T = negative, reset, T
-        self.unsupported, self.maxpool = unsupported, maxpool
+        self.negative, self.reset = negative, reset
         self.surrogate_function = surrogate_function
-        self._node(nn.ReLU(), "")  # raises now if the options do not go together
+        self._node(nn.ReLU())  # raises now if the options do not go together
 
     # the host's template, in its order ------------------------------------------------------------
 
     def validate(self, converter: Any) -> None:
         """Raise if a part needs calibration data and there are none."""
-        needs = [part for part in (self.threshold, *self.calibrations) if part.needs_data]
+        parts: list[Any] = [self.threshold, *self.calibrations]
+        needs = [part for part in parts if part.needs_data]
         if needs and self.calibration is None:
             names = ", ".join(type(part).__name__ for part in needs)
             raise ValueError(f"calibration: {names} needs calibration data, got None")
@@ -194,7 +190,7 @@ class ComposedRecipe(host.ConversionRecipe):  # type: ignore[name-defined, misc]
             self.negative is not None and self.negative[0] in ("l", "leaky")
         )
 
-    def _node(self, activation: nn.Module, name: str) -> ConversionIFNode:
+    def _node(self, activation: Any) -> ConversionIFNode:
         negative: Any = None
         leaky = isinstance(activation, nn.LeakyReLU)
         if leaky and self.negative == "leaky":
@@ -222,7 +218,7 @@ class ComposedRecipe(host.ConversionRecipe):  # type: ignore[name-defined, misc]
         for name, node in activation_nodes(graph).items():
             activation = graph.get_submodule(name)
             threshold = thresholds[name].to(like.device, like.dtype)
-            site = SpikingSite(threshold, self._node(activation, name), bound_of(activation))
+            site = SpikingSite(threshold, self._node(activation), bound_of(activation))
             put_submodule(graph, name, site.to(like.device, like.dtype))
             steps.put(node, [f"{name}.{part}" for part in ("scaler0", "if_node", "scaler1")])
         for node in list(graph.graph.nodes):
@@ -234,6 +230,7 @@ class ComposedRecipe(host.ConversionRecipe):  # type: ignore[name-defined, misc]
         graph.graph.lint()
         graph.delete_all_unused_submodules()
         graph.recompile()
+        host.structure_changed(graph)
         return graph
 
 
@@ -309,17 +306,14 @@ def _check_folded(net: nn.Module, graph: fx.GraphModule, data: Batches | None) -
     if data is None:
         return
     x = next(iter(data.inputs()))[:2]
-    training = {module: module.training for module in net.modules()}
     try:
-        wanted, found = net.eval()(x), graph(x)
+        with evaluating(net):
+            wanted, found = net(x), graph(x)
     except RuntimeError as error:
         raise ValueError(
             f"calibration: an input of shape {tuple(x.shape)} and {x.dtype} does not run through "
             f"net ({error})"
         ) from error
-    finally:
-        for module, flag in training.items():
-            module.training = flag
     if isinstance(wanted, torch.Tensor) and isinstance(found, torch.Tensor):
         scale = wanted.abs().max().clamp(min=1e-12)
         if not bool(((wanted - found).abs().max() / scale) < 1e-2):
@@ -334,7 +328,7 @@ def _pool_before_activations(graph: fx.GraphModule) -> None:
     """Exchange activation and max pooling where one follows the other, which commute."""
     for node in list(graph.graph.nodes):
         pool = pooling_of(graph, node)
-        before = node.args[0] if node.args else None
+        before: Any = node.args[0] if node.args else None
         if pool is None or before not in activation_nodes(graph).values():
             continue
         if len(before.users) > 1:
@@ -346,10 +340,3 @@ def _pool_before_activations(graph: fx.GraphModule) -> None:
         node.args = (before.args[0], *node.args[1:])
         before.args = (node,)
         node.append(before)
-
-
-def _check_steps(name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be 1 or more, got {value!r}")

@@ -11,9 +11,11 @@ from torch import fx, nn
 from .. import host
 from .calibrate import Calibration
 from .data import Batches
-from .graph import free_name, modules_called, prepare, put_submodule
+from .graph import activation_nodes, free_name, modules_called, prepare, put_submodule
 from .neuron import ConversionIFNode
+from .observe import sites
 from .site import SpikingSite, StepGraph
+from .threshold import channel_axis
 
 __all__ = ["refine"]
 
@@ -55,7 +57,9 @@ def refine(
         if not isinstance(part, Calibration):
             raise TypeError(f"calibrations must be parts of ann2snn.calibrate, got {part!r}")
     if not isinstance(snn, fx.GraphModule):
-        raise TypeError(f"snn must be a converted network (a GraphModule), got {type(snn).__name__}")
+        raise TypeError(
+            f"snn must be a converted network (a GraphModule), got {type(snn).__name__}"
+        )
     trained = prepare(ann)
     _adopt(snn, trained)
     _check_same(snn, trained)
@@ -69,21 +73,15 @@ def refine(
 
 def _check_same(snn: nn.Module, trained: fx.GraphModule) -> None:
     names = dict(trained.named_modules())
-    from .observe import sites
-
     strange = [name for name in sites(snn) if name not in names]
     if strange:
-        raise ValueError(
-            f"ann: has no activation {strange[0]!r}, so snn was not made from it"
-        )
+        raise ValueError(f"ann: has no activation {strange[0]!r}, so snn was not made from it")
 
 
 def _adopt(snn: fx.GraphModule, trained: fx.GraphModule) -> None:
     """Put this package's sites in the place of the host's scaler, neuron, scaler."""
-    from .graph import activation_nodes
-
     found = [
-        (node.args[0], node, next(iter(node.users)))
+        node
         for node, module in modules_called(snn)
         if isinstance(module, host.neuron.IFNode) and _between_scalers(snn, node)
     ]
@@ -95,42 +93,49 @@ def _adopt(snn: fx.GraphModule, trained: fx.GraphModule) -> None:
             f"ann: has {len(names)} activations and snn {len(found)} neurons, so that it was not "
             f"made from it"
         )
-    multi_step = any(isinstance(m, host.base.StepModule) for m in _stateless(snn))
-    steps = None if multi_step else StepGraph(snn)
-    for name, (first, node, last) in zip(names, found, strict=True):
-        scaler = snn.get_submodule(str(last.target))
-        own = name if name not in dict(snn.named_modules()) else free_name(snn, name)
-        old = snn.get_submodule(str(node.target))
-        threshold = scaler.scale if scaler.scale.dim() else scaler.scale.reshape(1)
-        if threshold.numel() > 1:
-            threshold = threshold.reshape(-1, 1, 1)
-        new = ConversionIFNode(
-            reset="soft" if old.v_reset is None else "hard",
-            surrogate_function=old.surrogate_function,
-            v_init=0.5 if type(old).__name__ == "HalfThresholdIFNode" else 0.0,
-        )
-        put_submodule(snn, own, SpikingSite(threshold, new))
-        parts = [f"{own}.{part}" for part in ("scaler0", "if_node", "scaler1")]
-        source = first.args[0]
-        if steps is not None:
-            with snn.graph.inserting_before(first):
-                value = steps.through(source, parts)
-        else:
-            with snn.graph.inserting_before(first):
-                value = source
-                for part in parts:
-                    value = snn.graph.call_module(part, (value,))
-        last.replace_all_uses_with(value)
-        for dead in (last, node, first):
-            snn.graph.erase_node(dead)
+    has_steps = any(isinstance(m, host.base.StepModule) for m in _stateless(snn))
+    steps = None if has_steps else StepGraph(snn)
+    for name, node in zip(names, found, strict=True):
+        own = free_name(snn, name)
+        axis = channel_axis(trained, name)
+        put_submodule(snn, own, _site_of(snn, node, axis))
+        _exchange(snn, node, own, steps)
     snn.graph.lint()
     snn.delete_all_unused_submodules()
     snn.recompile()
+    host.structure_changed(snn)
+
+
+def _site_of(snn: fx.GraphModule, node: Any, axis: int) -> SpikingSite:
+    old: Any = snn.get_submodule(node.target)
+    scale: Any = snn.get_submodule(next(iter(node.users)).target).scale
+    scale = scale.reshape(-1) if scale.dim() == 0 or axis == -1 else scale.reshape(-1, 1, 1)
+    new = ConversionIFNode(
+        reset="soft" if old.v_reset is None else "hard",
+        surrogate_function=old.surrogate_function,
+        v_init=0.5 if type(old).__name__ == "HalfThresholdIFNode" else 0.0,
+    )
+    return SpikingSite(scale, new).to(scale.device, scale.dtype)
+
+
+def _exchange(snn: fx.GraphModule, node: Any, own: str, steps: StepGraph | None) -> None:
+    first, last = node.args[0], next(iter(node.users))
+    parts = [f"{own}.{part}" for part in ("scaler0", "if_node", "scaler1")]
+    with snn.graph.inserting_before(first):
+        value = first.args[0]
+        if steps is None:
+            for part in parts:
+                value = snn.graph.call_module(part, (value,))
+        else:
+            value = steps.through(value, parts)
+    last.replace_all_uses_with(value)
+    for dead in (last, node, first):
+        snn.graph.erase_node(dead)
 
 
 def _between_scalers(snn: fx.GraphModule, node: fx.Node) -> bool:
     after = list(node.users)
-    before = node.args[0]
+    before: Any = node.args[0]
     return (
         len(after) == 1
         and isinstance(before, fx.Node)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx, nn
 
+from .. import checks
 from .graph import activation_of, free_name, modules_called, own_call, put_submodule, trace
 
 __all__ = ["Replacements", "replace_activations"]
@@ -64,7 +65,7 @@ def replace_activations(
     kinds = kinds if isinstance(kinds, tuple) else (kinds,)
     if not all(isinstance(kind, type) and issubclass(kind, nn.Module) for kind in kinds):
         raise TypeError(f"kinds must be module classes, got {kinds!r}")
-    if not callable(factory) or not isinstance(factory(), nn.Module):
+    if not isinstance(checks.function("factory", factory)(), nn.Module):
         raise TypeError(f"factory must make a module, got {factory!r}")
     found = _in_graph(net, kinds, factory) if calls else _in_modules(net, kinds, factory)
     if not found:

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import host
+from .. import checks, host
 from .data import Batches
-from .graph import prepare
-from .observe import at_rest, sites, watch_activations, watch_steps
+from .graph import evaluating, prepare
+from .observe import single_steps, sites, watch_activations, watch_steps
 from .site import SpikingSite
 
 __all__ = ["LayerReport", "Report", "evaluate", "report"]
@@ -142,8 +142,8 @@ def evaluate(
     if metric is None:
         metric = _largest_difference if reference is not None else _accuracy
     totals, count = dict.fromkeys(steps, 0.0), 0
-    with torch.no_grad(), at_rest(snn):
-        pairs = batches if reference is not None else batches.labelled("evaluate")
+    with single_steps(snn):
+        pairs: Any = batches if reference is not None else batches.labelled("evaluate")
         for x, label in pairs:
             target = label if reference is None else _output(reference, x)
             host.functional.reset_net(snn)
@@ -162,9 +162,9 @@ def evaluate(
 
 def _checked_steps(T: int | Sequence[int]) -> list[int]:
     steps = [T] if isinstance(T, int) else list(T)
-    if not steps or not all(isinstance(t, int) and t >= 1 for t in steps):
-        raise ValueError(f"T must be one or more integers of 1 or more, got {T!r}")
-    return sorted(set(steps))
+    if not steps:
+        raise ValueError("T must have at least one number of steps, got none")
+    return sorted({checks.integer("T", t, at_least=1) for t in steps})
 
 
 def _accuracy(output: torch.Tensor, label: torch.Tensor) -> float:
@@ -176,12 +176,8 @@ def _largest_difference(output: torch.Tensor, target: torch.Tensor) -> float:
 
 
 def _output(net: nn.Module, x: torch.Tensor) -> Any:
-    training = {module: module.training for module in net.modules()}
-    try:
-        return net.eval()(x)
-    finally:
-        for module, flag in training.items():
-            module.training = flag
+    with evaluating(net):
+        return net(x)
 
 
 def _added(total: Any, output: Any) -> Any:
@@ -224,7 +220,7 @@ def _run(
     for number, x in enumerate(batches.inputs()):
         total: list[torch.Tensor] = []
 
-        def see(step: int, _: Any, spike: torch.Tensor, total: list[Any] = total, n: int = number):
+        def see(step: int, _: Any, spike: Any, total: list[Any] = total, n: int = number) -> None:
             total[:] = [spike.clone() if not total else total[0] + spike]
             if step + 1 in errors and wanted:
                 mean = total[0] * site.threshold / (step + 1)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from .. import host
+from .. import checks, host
 from .graph import free_name, put_submodule
 
 __all__ = ["CountMaxPool", "Scaler", "SpikingSite"]
@@ -66,6 +66,10 @@ class SpikingSite(nn.Module):
     Raises:
         ValueError: ``threshold`` is not finite and above 0 everywhere.
     """
+
+    scaler0: Scaler
+    if_node: Any
+    scaler1: Scaler
 
     def __init__(self, threshold: torch.Tensor, if_node: nn.Module, bound: float | None = None):
         super().__init__()
@@ -123,11 +127,12 @@ class CountMaxPool(host.base.MemoryModule):
     Source: the gate by counts of Hu et al., "Spiking Deep Residual Networks", TNNLS 2021.
     """
 
+    count: torch.Tensor | None
+    sent: torch.Tensor | None
+
     def __init__(self, pool: nn.Module, step_mode: str = "s"):
         super().__init__()
-        if not isinstance(pool, nn.Module):
-            raise TypeError(f"pool must be a module, got {pool!r}")
-        self.pool = pool
+        self.pool: nn.Module = checks.module("pool", pool)
         self.step_mode = step_mode
         self.register_memory("count", None)
         self.register_memory("sent", None)
@@ -143,9 +148,8 @@ class CountMaxPool(host.base.MemoryModule):
         if self.count is not None:
             counts = counts + self.count
         pooled = self.pool(counts.flatten(0, 1)).unflatten(0, counts.shape[:2])
+        # before the first step every count is 0, and so is the largest
         first = torch.zeros_like(pooled[:1]) if self.sent is None else self.sent.unsqueeze(0)
-        if self.sent is None:  # before the first step every count is 0, and so is its maximum
-            first = self.pool(torch.zeros_like(counts[0])).unsqueeze(0)
         self.count, self.sent = counts[-1], pooled[-1]
         return pooled - torch.cat((first, pooled[:-1]))
 

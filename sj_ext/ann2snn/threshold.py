@@ -6,11 +6,13 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import fx, nn
 
+from .. import checks
 from .activation import QuantizedClip
 from .data import Batches
 from .graph import activation_nodes
@@ -18,7 +20,7 @@ from .observe import sites, watch_activations, watch_steps
 
 __all__ = ["Bound", "Maximum", "MeanSquare", "Percentile", "RunTime", "Threshold"]
 
-_PER = ("layer", "channel", "neuron")
+PER = ("layer", "channel", "neuron")
 #: smallest threshold, in units of the activation; the host's per-channel rule has the same
 SMALLEST = 1e-6
 #: values of one layer that a quantile keeps at least
@@ -53,7 +55,7 @@ class Groups:
 
 def channel_axis(ann: fx.GraphModule, name: str) -> int:
     """The channels' axis of an activation: the last after a linear layer, else 1."""
-    node = activation_nodes(ann)[name].args[0]
+    node: Any = activation_nodes(ann)[name].args[0]
     made_by = node.op == "call_module" and ann.get_submodule(str(node.target))
     return -1 if isinstance(made_by, nn.Linear) else 1
 
@@ -72,9 +74,7 @@ class Threshold:
     needs_data = True
 
     def __init__(self, per: str = "layer"):
-        if per not in _PER:
-            raise ValueError(f"per must be one of {_PER}, got {per!r}")
-        self.per = per
+        self.per = checks.choice("per", per, PER)
 
     def measure(self, ann: fx.GraphModule, data: Batches | None) -> dict[str, torch.Tensor]:
         """Thresholds of a prepared network by activation, from its values on the data.
@@ -118,12 +118,8 @@ class Threshold:
                 shapes[name] = a[:1]
                 gathered[name].add(groups[name].rows(a.clamp(min=0)), again)
 
-            watch_activations(
-                ann, data.inputs(), {n: (lambda a, n=n: see(n, a)) for n in names}
-            )
-        return {
-            name: groups[name].shaped(gathered[name].result(), shapes[name]) for name in names
-        }
+            watch_activations(ann, data.inputs(), {name: partial(see, name) for name in names})
+        return {name: groups[name].shaped(gathered[name].result(), shapes[name]) for name in names}
 
 
 class Maximum(Threshold):
@@ -163,11 +159,7 @@ class Percentile(Threshold):
 
     def __init__(self, q: float = 99.9, per: str = "layer"):
         super().__init__(per)
-        if not isinstance(q, int | float) or isinstance(q, bool):
-            raise TypeError(f"q must be a number, got {q!r}")
-        if not 0 < q <= 100:
-            raise ValueError(f"q must be in (0, 100], got {q!r}")
-        self.q = float(q)
+        self.q = checks.number("q", q, above=0, at_most=100)
 
     def measure(self, ann: fx.GraphModule, data: Batches | None) -> dict[str, torch.Tensor]:
         """The percentiles; see :meth:`Threshold.measure`."""
@@ -199,13 +191,9 @@ class MeanSquare(Threshold):
 
     def __init__(self, T: int, grid: int = 95, per: str = "layer", *, shift: float = 0.0):
         super().__init__(per)
-        _check_count("T", T)
-        _check_count("grid", grid)
-        if grid > 100:
-            raise ValueError(f"grid must be 100 or less, got {grid}")
-        if not 0 <= shift < 1:
-            raise ValueError(f"shift must be in [0, 1), got {shift!r}")
-        self.T, self.grid, self.shift = T, grid, float(shift)
+        self.T = checks.integer("T", T, at_least=1)
+        self.grid = checks.integer("grid", grid, at_least=1, at_most=100)
+        self.shift = checks.number("shift", shift, at_least=0, below=1)
 
     def measure(self, ann: fx.GraphModule, data: Batches | None) -> dict[str, torch.Tensor]:
         """The minimisers; see :meth:`Threshold.measure`."""
@@ -271,14 +259,10 @@ class RunTime(Threshold):
         encoder: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ):
         super().__init__("layer")
-        _check_count("T", T)
-        if not 0 < scale <= 1:
-            raise ValueError(f"scale must be in (0, 1], got {scale!r}")
-        if reset not in ("soft", "hard"):
-            raise ValueError(f"reset must be 'soft' or 'hard', got {reset!r}")
-        if encoder is not None and not callable(encoder):
-            raise TypeError(f"encoder must be callable or None, got {encoder!r}")
-        self.T, self.scale, self.reset, self.encoder = T, scale, reset, encoder
+        self.T = checks.integer("T", T, at_least=1)
+        self.scale = checks.number("scale", scale, above=0, at_most=1)
+        self.reset = checks.choice("reset", reset, ("soft", "hard"))
+        self.encoder = None if encoder is None else checks.function("encoder", encoder)
 
     def measure(self, ann: fx.GraphModule, data: Batches | None) -> dict[str, torch.Tensor]:
         """1 for every activation; :meth:`settle` finds the thresholds."""
@@ -313,7 +297,8 @@ def bound_of(module: nn.Module) -> float | None:
     if isinstance(module, QuantizedClip):
         return float(module.bound)
     if isinstance(module, nn.Hardtanh):  # ReLU6 is one
-        return float(module.max_val)
+        bound: Any = module.max_val
+        return float(bound)
     return None
 
 
@@ -427,10 +412,3 @@ class _MeanSquare:
         best = self.errors.argmin(0)
         shares = torch.tensor(self.shares, dtype=self.errors.dtype, device=best.device)
         return self.maximum.result() * shares[best]
-
-
-def _check_count(name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be 1 or more, got {value!r}")

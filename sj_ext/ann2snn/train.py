@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx, nn
 
+from .. import checks
 from .calibrate import Calibration
 from .data import Batches
 from .graph import ADDITIONS
@@ -34,11 +36,7 @@ class _Training(Calibration):
 
     def __init__(self, lr: float):
         super().__init__()
-        if not isinstance(lr, int | float) or isinstance(lr, bool):
-            raise TypeError(f"lr must be a number, got {lr!r}")
-        if not lr > 0:
-            raise ValueError(f"lr must be above 0, got {lr!r}")
-        self.lr = float(lr)
+        self.lr = checks.number("lr", lr, above=0)
 
     def _trained(self, snn: nn.Module) -> Iterator[_Layer]:
         assert isinstance(snn, fx.GraphModule)
@@ -85,10 +83,9 @@ class Weights(_Training):
 
     def __init__(self, lr: float = 1e-5, steps: int = 200, batch: int = 32, seed: int = 0):
         super().__init__(lr)
-        for name, value in (("steps", steps), ("batch", batch)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be an integer of 1 or more, got {value!r}")
-        self.steps, self.batch, self.seed = steps, batch, seed
+        self.steps = checks.integer("steps", steps, at_least=1)
+        self.batch = checks.integer("batch", batch, at_least=1)
+        self.seed = checks.integer("seed", seed)
 
     def apply(self, snn: nn.Module, ann: fx.GraphModule, data: Batches | None, T: int) -> None:
         """Train the weights; see :meth:`Calibration.apply`."""
@@ -148,10 +145,10 @@ class ProxyFineTuning(_Training):
         force: bool = False,
     ):
         super().__init__(lr)
-        if not isinstance(epochs, int) or epochs < 1:
-            raise ValueError(f"epochs must be an integer of 1 or more, got {epochs!r}")
-        self.epochs, self.force = epochs, force
-        self.momentum, self.weight_decay = momentum, weight_decay
+        self.epochs = checks.integer("epochs", epochs, at_least=1)
+        self.momentum = checks.number("momentum", momentum, at_least=0, below=1)
+        self.weight_decay = checks.number("weight_decay", weight_decay, at_least=0)
+        self.force = checks.flag("force", force)
 
     def apply(self, snn: nn.Module, ann: fx.GraphModule, data: Batches | None, T: int) -> None:
         """Train the weights; see :meth:`Calibration.apply`."""
@@ -193,6 +190,7 @@ class ProxyFineTuning(_Training):
 
 def _weighted_before(snn: fx.GraphModule, name: str) -> nn.Module | None:
     """The layer with weights that drives a spiking layer, alone or in a sum; not a shared one."""
+    entry: Any
     (entry,) = (node for node in snn.graph.nodes if str(node.target) == f"{name}.scaler0")
     source = entry.args[0].args[0]  # before the steps are split off
     terms = source.args if source.target in ADDITIONS else (source,)

@@ -29,9 +29,9 @@ from PIL import Image
 from torch import nn
 
 sys.path[:0] = ["."]
-from sj_ext import ann2snn, host
-from sj_ext.ann2snn import calibrate, presets, threshold
-from sj_ext.ann2snn.observe import sites
+from sj_ext import ann2snn, host  # noqa: E402
+from sj_ext.ann2snn import calibrate, presets, threshold  # noqa: E402
+from sj_ext.ann2snn.observe import sites  # noqa: E402
 
 MEAN = np.array((0.4914, 0.4822, 0.4465), np.float32)
 STD = np.array((0.2470, 0.2435, 0.2616), np.float32)
@@ -279,7 +279,7 @@ class Case:
             np.atleast_1d(self.recorded.get("T", self.only)).tolist(),
             np.atleast_1d(self.recorded["acc"]).tolist(), strict=True,
         ))  # fmt: skip
-        wanted = {T: accuracy for T, accuracy in wanted.items() if T <= most}
+        wanted = {T: accuracy for T, accuracy in wanted.items() if most >= T}
         found = {}
         x, y = self.folder.test, self.folder.labels
         for steps in [(T,) for T in wanted] if anew else [tuple(wanted)]:
