@@ -8,7 +8,8 @@ from .baselines import (
     compress_then_finetune,
 )
 from .export import export_csr, shrink
-from .masks import density, make_permanent
+from .legacy import plain_state_dict
+from .masks import density, hand_over, make_permanent
 from .minimax import MinimaxPruner, Rates
 from .pruner import Pruner
 from .report import History
@@ -30,8 +31,10 @@ __all__ = [
     "compress_then_finetune",
     "density",
     "export_csr",
+    "hand_over",
     "make_permanent",
     "measure_latency",
+    "plain_state_dict",
     "resource",
     "resources",
     "shrink",

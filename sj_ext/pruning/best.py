@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,26 +13,34 @@ from . import masks
 __all__ = ["restore", "take"]
 
 
-def take(model: nn.Module, modules: list[nn.Module], score: float) -> dict[str, Any]:
-    """What :func:`restore` needs: the kept weights, and every other parameter and buffer."""
-    ours = {id(masks.parameter_of(module)) for module in modules}
-    ours |= {id(masks.own_mask(module).mask) for module in modules}
+Places = Sequence[tuple[nn.Module, str]]
+
+
+def take(model: nn.Module, places: Places, score: float) -> dict[str, Any]:
+    """What :func:`restore` needs: the kept weights, and every other parameter and buffer.
+
+    Args:
+        model: the network.
+        places: the masked parameters: module, and name there.
+        score: how good it is.
+    """
+    ours = {id(getattr(module, name)) for module, name in places}
     rest = {
         name: tensor.detach().clone()
         for name, tensor in (*model.named_parameters(), *model.named_buffers())
         if id(tensor) not in ours
     }
-    kept = [masks.parameter_of(m).detach()[masks.own_mask(m).mask] for m in modules]
+    kept = [getattr(m, name).detach()[masks.own_mask(m, name).mask] for m, name in places]
     return {"score": score, "kept": kept, "rest": rest}
 
 
 @torch.no_grad()
-def restore(model: nn.Module, modules: list[nn.Module], best: dict[str, Any]) -> None:
+def restore(model: nn.Module, places: Places, best: dict[str, Any]) -> None:
     """Put back what :func:`take` took, under the same masks."""
-    for module, kept in zip(modules, best["kept"], strict=True):
-        weight = masks.parameter_of(module).detach()
-        weight[masks.own_mask(module).mask] = kept.to(weight)
+    for (module, name), kept in zip(places, best["kept"], strict=True):
+        weight = getattr(module, name).detach()
+        weight[masks.own_mask(module, name).mask] = kept.to(weight)
     named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name, tensor in best["rest"].items():
-        if named[name].shape == tensor.shape:
+        if name in named and named[name].shape == tensor.shape:
             named[name].detach().copy_(tensor)

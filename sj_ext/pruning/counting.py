@@ -1,48 +1,103 @@
-"""When a step counts: only where the optimizer has changed the weights."""
+"""When a step counts: only where an optimizer has changed the weights."""
 
 from __future__ import annotations
 
+import warnings
+import weakref
 from collections.abc import Sequence
-from typing import Any
 
-from torch import nn
+import torch
 from torch.optim import Optimizer
 
-from .masks import parameter_of
+from . import optimizers
+from .resources import LayerInfo
 
 __all__ = ["StepCounter"]
 
+#: changes that no optimizer made, after which a user hears of it
+PATIENCE = 5
+#: values by which a write that raises no version counter is noticed
+SAMPLE = 64
+
 
 class StepCounter:
-    """Notices the optimizer's steps: by its own hook, or by the change of the weights.
+    """Notices steps on some weights, by any optimizer's hook or by the change of the weights.
+
+    Once an optimizer has been seen to step on these weights, only optimizers count. Before that,
+    for loops that write the weights themselves, a change is one of a version counter or, for writes
+    through ``.data``, of a sample of the values.
 
     Args:
-        modules: layers whose weights change.
-        optimizer: whose steps count; None for any change.
+        layers: whose weights change.
+        optimizer: whose learning rates are used; None for none.
     """
 
-    def __init__(self, modules: Sequence[nn.Module], optimizer: Optimizer | None):
-        self.modules = list(modules)
+    def __init__(self, layers: Sequence[LayerInfo], optimizer: Optimizer | None):
+        self.layers = list(layers)
         self.optimizer = optimizer
-        self._hooked = False
-        if optimizer is not None:
-            optimizer.register_step_post_hook(self._after_optimizer)
+        self._latest: weakref.ref[Optimizer] | None = None
+        self._stepped = self._warned = False
+        self._waited = 0
+        self._versions: list[int] = []
+        self._values: list[torch.Tensor] = []
+        optimizers.after_every_step(self.optimizer_stepped)
         self.forget()
+
+    def optimizer_stepped(
+        self, optimizer: Optimizer, parameters: list[torch.Tensor], stepped: bool
+    ) -> None:
+        """Called after the step of any optimizer."""
+        ours = {id(layer.parameter) for layer in self.layers}
+        mine = [p for p in parameters if id(p) in ours]
+        if mine:
+            self._latest = weakref.ref(optimizer)
+            # without a gradient an optimizer leaves a weight alone
+            self._stepped |= stepped and any(p.grad is not None for p in mine)
 
     @property
     def stepped(self) -> bool:
-        """The optimizer has stepped since :meth:`forget`."""
-        if self.optimizer is not None:
-            return self._hooked
-        return self._versions != [parameter_of(module)._version for module in self.modules]
+        """The weights have been stepped on since :meth:`forget`."""
+        if self._stepped:
+            return True
+        versions = [layer.parameter._version for layer in self.layers]
+        changed, self._versions = versions != self._versions, versions
+        if self._latest is None and not changed:
+            values = self._sample()
+            changed = any(not torch.equal(a, b) for a, b in zip(self._values, values, strict=True))
+        elif self._latest is not None:
+            self._wait(changed)
+            return False
+        return changed
 
     def forget(self) -> None:
         """Begin to look anew."""
-        self._hooked = False
-        self._versions = [parameter_of(module)._version for module in self.modules]
+        self._stepped, self._waited = False, 0
+        self._versions = [layer.parameter._version for layer in self.layers]
+        self._values = self._sample() if self._latest is None else []
 
-    def _after_optimizer(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        # fused optimizers are called even if AMP found infinities, and skip the update themselves
-        found = getattr(optimizer, "found_inf", None)
-        if found is None or not bool(found):
-            self._hooked = True
+    def rates(self) -> dict[int, float]:
+        """Learning rate by the parameter's id: of the optimizer given, or that took its place."""
+        if self.optimizer is None:
+            return {}
+        latest = None if self._latest is None else self._latest()
+        groups = [*self.optimizer.param_groups, *(latest.param_groups if latest else [])]
+        return {id(p): float(group["lr"]) for group in groups for p in group["params"]}
+
+    def _sample(self) -> list[torch.Tensor]:
+        found = []
+        for layer in self.layers:
+            flat = layer.parameter.detach().flatten()
+            found.append(flat[:: max(1, len(flat) // SAMPLE)].clone())
+        return found
+
+    def _wait(self, changed: bool) -> None:
+        self._waited += changed
+        if self._waited >= PATIENCE and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"the weights of the pruned layers changed {PATIENCE} times and no torch.optim "
+                "optimizer has stepped on them: pruner.step() does not count that. Step with an "
+                "optimizer that holds the parameters of the model that the pruner was built with, "
+                "or build a new pruner and load the state of this one",
+                stacklevel=4,
+            )

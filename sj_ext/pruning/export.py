@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .. import host
 from ..observe import at_rest, watching
 from .layers import TRANSPOSED, is_prunable
-from .masks import make_permanent, mask_of, masked_layers, parameter_of
+from .masks import forget, mask_of, masked_layers, parameter_of
 from .units import channels_first
 
 __all__ = ["export_csr", "shrink"]
@@ -82,7 +82,8 @@ def shrink(model: nn.Module, example_input: torch.Tensor, *, tolerance: float = 
     if not any(mask.closed for _, _, mask in masked_layers(model)):
         raise ValueError("model has no closed mask: shrink a network that a pruner has finished")
     host.functional.reset_net(model)
-    small = make_permanent(copy.deepcopy(model))
+    small = copy.deepcopy(model)
+    forget(small)
     order = _execution_order(small, example_input)
     kept: torch.Tensor | None = None  # channels that the last layer still gives
     width = 0

@@ -1,163 +1,306 @@
-"""Masks of pruned weights, as parametrizations of ``torch.nn.utils.parametrize``.
+"""Masks of pruned weights, beside plain layers.
 
-A pruned layer keeps its parameter, and ``layer.weight`` is a view of it. The parameter itself holds
-the zeros, so that no second copy of the weights exists; the parametrization beside it holds one
-byte per weight, which says where the zeros have to stay. While compression goes on the mask is open
-and gradients reach every weight, so that a zero can come back. Once it is closed, gradients of cut
-weights are zero.
+A pruned layer stays the layer that it was: the zeros stand in its own parameter, under its own
+name, and nothing is computed in the forward pass. The mask says where they have to stay. While
+compression goes on it is open and gradients reach every weight, so that a zero can come back. Once
+it is closed, a hook on the parameter takes the gradient of cut weights away, and every optimizer's
+step is followed by zeros (:mod:`sj_ext.pruning.optimizers`).
 
-The state dict of a pruned layer has ``parametrizations.weight.original`` for ``weight`` and
-``parametrizations.weight.0.mask`` beside it. :func:`make_permanent` restores the plain names.
+Masks travel with the layer through ``copy.deepcopy``, and are left out of its ``state_dict``, of a
+pickle and of ``torch.save``. A copy that was made while a mask was open follows the mask of the
+original: :func:`make_permanent` gives an average of weights the zeros of the network it averages.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize, prune
+from torch.utils.weak import WeakTensorKeyDictionary
 
+from . import optimizers
 from .layers import is_prunable
 from .selection import hold_
+from .wrappers import plain_name, unwrapped
 
-__all__ = ["WeightMask", "close", "density", "make_permanent", "mask_of", "masked_layers"]
+__all__ = [
+    "WeightMask",
+    "close",
+    "density",
+    "hand_over",
+    "make_permanent",
+    "mask_of",
+    "masked_layers",
+]
 
-
-class _MaskGradient(torch.autograd.Function):
-    """The weight as it is; its gradient only where the mask is set."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(mask)
-        return weight.view_as(weight)
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
-        (mask,) = ctx.saved_tensors
-        if torch.compiler.is_compiling():
-            return grad * mask, None
-        kept = grad.clone()  # the incoming gradient may be somebody else's too
-        hold_(kept, mask)
-        return kept, None
+#: where a layer keeps its masks, by the name of the parameter
+ATTRIBUTE = "_pruning_masks"
+#: which mask a parameter has, for the optimizer's hook
+_OF_PARAMETER: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
-class WeightMask(nn.Module):
-    """The mask of one weight: boolean, True where the weight is kept.
+class WeightMask:
+    """The mask of one parameter: boolean, True where a weight is kept.
 
     Args:
-        weight: the weight that the mask belongs to.
+        parameter: whose zeros are to be held.
+        origin: the mask that is followed while this one is open, in a copy.
     """
 
-    mask: torch.Tensor
-
-    def __init__(self, weight: torch.Tensor):
-        super().__init__()
-        self.register_buffer("mask", torch.ones_like(weight, dtype=torch.bool))
+    def __init__(self, parameter: torch.Tensor | None, origin: WeightMask | None = None):
+        self.origin = origin
         #: True while the zeros have to stay; False while weights can come back
         self.closed = False
+        #: the optimizer's hook has put the zeros back since this was last set to False
+        self.fresh = False
+        #: loaded, and not yet seen to fit the weights
+        self.loaded = False
+        self._mask: torch.Tensor | None = None
+        self._parameter: weakref.ref[torch.Tensor] | None = None
+        self._handle: Any = None
+        if parameter is not None:
+            self.bind(parameter)
 
-    def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        return _MaskGradient.apply(weight, self.mask) if self.closed else weight
+    # ---- the parameter ------------------------------------------------------------------------
 
-    def right_inverse(self, weight: torch.Tensor) -> torch.Tensor:
-        return weight
+    @property
+    def parameter(self) -> torch.Tensor | None:
+        """The parameter, or None where it is gone."""
+        return None if self._parameter is None else self._parameter()
 
-    def get_extra_state(self) -> dict[str, bool]:
-        return {"closed": self.closed}
+    def bind(self, parameter: torch.Tensor) -> None:
+        """Hold the zeros of this parameter from now on; a wrapper may have put it in place."""
+        self.release()
+        self._parameter = weakref.ref(parameter)
+        _OF_PARAMETER[parameter] = self
+        if parameter.requires_grad:
+            self._handle = parameter.register_hook(self._gradient)
 
-    def set_extra_state(self, state: dict[str, bool]) -> None:
-        self.closed = bool(state["closed"])
+    def release(self) -> None:
+        """Take the hook off; nothing holds the zeros any more."""
+        parameter = self.parameter
+        if parameter is not None and _OF_PARAMETER.get(parameter) is self:
+            del _OF_PARAMETER[parameter]
+        if self._handle is not None:
+            self._handle.remove()
+        self._handle = self._parameter = None
 
-    def extra_repr(self) -> str:
-        return f"{'closed' if self.closed else 'open'}"
+    def _gradient(self, grad: torch.Tensor) -> torch.Tensor:
+        if not self.closed:
+            return grad
+        if torch.compiler.is_compiling():
+            return grad * self.mask
+        kept = grad.clone()  # the incoming gradient may be somebody else's too
+        hold_(kept, self.mask)
+        return kept
+
+    # ---- the mask -----------------------------------------------------------------------------
+
+    @property
+    def mask(self) -> torch.Tensor:
+        """Boolean, in the shape of the parameter and beside it; made when it is first asked for."""
+        parameter = self.parameter
+        if self._mask is None:
+            if parameter is None:
+                raise RuntimeError("the parameter of this mask is gone")
+            self._mask = torch.ones_like(parameter, dtype=torch.bool, requires_grad=False)
+        elif parameter is not None and self._mask.device != parameter.device:
+            self._mask = self._mask.to(parameter.device)  # the layer was moved
+        return self._mask
+
+    def set(self, mask: torch.Tensor) -> None:
+        """Take another mask."""
+        self._mask = mask
+
+    @property
+    def zeros(self) -> int:
+        """How many weights are cut."""
+        return 0 if self._mask is None else self._mask.numel() - int(self._mask.count_nonzero())
+
+    def open(self) -> None:
+        """Let weights come back; the mask is forgotten."""
+        self.closed, self._mask = False, None
+
+    def close(self) -> None:
+        """Put the zeros in their places and let them stay."""
+        self.closed = True
+        if self._handle is None and (parameter := self.parameter) is not None:
+            self.bind(parameter)  # it may have been frozen before
+        self.hold()
+
+    @torch.no_grad()
+    def hold(self) -> None:
+        """Put the zeros of a closed mask back, for example after a step with momentum."""
+        parameter = self.parameter
+        if self.closed and parameter is not None:
+            self.verify()
+            hold_(parameter.detach(), self.mask)
+
+    def verify(self) -> bool:
+        """False where a loaded mask cuts weights as large as those that it keeps."""
+        parameter, fits = self.parameter, True
+        if self.loaded and self.closed and parameter is not None:
+            weight, mask = parameter.detach(), self.mask
+            if self.zeros and bool(mask.any()):
+                cut = weight[~mask].double().square().mean()
+                fits = bool(cut <= 0.25 * weight[mask].double().square().mean())
+        self.loaded = self.loaded and not fits
+        return fits
+
+    def closed_mask(self) -> torch.Tensor | None:
+        """The mask where it is closed, or of the original that a copy follows; None if open."""
+        if self.closed:
+            return self.mask
+        return None if self.origin is None else self.origin.closed_mask()
+
+    def copied(self, memo: dict[int, Any]) -> WeightMask:
+        """The mask of the copy that ``memo`` has of the parameter."""
+        if id(self) not in memo:
+            parameter = self.parameter
+            twin = WeightMask(None if parameter is None else memo.get(id(parameter)), self)
+            if self.closed:
+                twin._mask, twin.closed = self.mask.clone(), True
+            memo[id(self)] = twin
+        return memo[id(self)]
 
 
-def mask_of(module: Any) -> WeightMask | None:
-    """The mask of ``module.weight``, or None where it has none."""
-    if not parametrize.is_parametrized(module, "weight"):
-        return None
-    for entry in module.parametrizations.weight:
-        if isinstance(entry, WeightMask):
-            return entry
-    return None
+class _Masks(dict[str, WeightMask]):
+    """The masks of a layer: copied with it, and None in a pickle of it."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Masks:
+        return _Masks({name: mask.copied(memo) for name, mask in self.items()})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()
 
 
-def own_mask(module: Any) -> WeightMask:
-    """The mask of ``module.weight`` where there is one, as in every layer of a pruner."""
-    mask = mask_of(module)
+def mask_of(module: Any, name: str = "weight") -> WeightMask | None:
+    """The mask of a parameter of ``module``, or None where it has none."""
+    found = vars(module).get(ATTRIBUTE)
+    return None if found is None else found.get(name)
+
+
+def own_mask(module: Any, name: str = "weight") -> WeightMask:
+    """The mask, which every layer of a pruner has, bound to the present parameter."""
+    mask = mask_of(module, name)
     if mask is None:
-        raise RuntimeError(f"{module} has lost the mask that the pruner gave it")
+        raise RuntimeError(
+            f"{module} has lost the mask that the pruner gave it: was make_permanent called before "
+            "the pruner had finished?"
+        )
+    parameter = getattr(module, name)
+    if mask.parameter is not parameter:
+        optimizers.refuse_sharded(name, parameter)
+        mask.bind(parameter)
     return mask
 
 
-def parameter_of(module: Any) -> nn.Parameter:
-    """The parameter behind ``module.weight``."""
-    if parametrize.is_parametrized(module, "weight"):
-        return module.parametrizations.weight.original
-    return module.weight
+def parameter_of(module: Any, name: str = "weight") -> nn.Parameter:
+    """The parameter that holds the zeros."""
+    return getattr(module, name)
 
 
-def check_unpruned(name: str, module: Any) -> None:
-    """Raise if somebody else computes or prunes the weight of ``module``.
+def attach(module: Any, name: str = "weight", mask: WeightMask | None = None) -> WeightMask:
+    """Give a parameter of ``module`` an open mask (or a share in another layer's)."""
+    optimizers.after_every_step(_hold_all)
+    mask = WeightMask(getattr(module, name)) if mask is None else mask
+    masks = vars(module).get(ATTRIBUTE)
+    if masks is None:
+        masks = vars(module)[ATTRIBUTE] = _Masks()
+    masks[name] = mask
+    return mask
+
+
+def _hold_all(optimizer: Any, parameters: list[torch.Tensor], stepped: bool) -> None:
+    """Zeros behind every closed mask of these parameters, whoever holds the pruner."""
+    if stepped and len(_OF_PARAMETER):
+        for parameter in parameters:
+            mask = _OF_PARAMETER.get(parameter)
+            if mask is not None and mask.closed:
+                mask.hold()
+                mask.fresh = True
+
+
+def all_masks(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, WeightMask]]:
+    """Name of the layer, layer, name of the parameter, and mask."""
+    for layer, module in model.named_modules():
+        for name in vars(module).get(ATTRIBUTE) or ():
+            yield layer, module, name, own_mask(module, name)
+
+
+def masked_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module, WeightMask]]:
+    """Name, module and mask of every linear or convolutional layer with a masked weight."""
+    for layer, module, name, mask in all_masks(model):
+        if name == "weight" and is_prunable(module):
+            yield layer, module, mask
+
+
+def close(module: nn.Module) -> None:
+    """Close the mask of ``module.weight``: its zeros are put back and stay."""
+    own_mask(module).close()
+
+
+def check_unpruned(name: str, module: Any, parameter: str = "weight") -> None:
+    """Raise if somebody else computes or prunes a parameter of ``module``.
 
     Raises:
-        ValueError: the module is pruned already, or its weight is parametrized.
+        ValueError: it is pruned already, or it is parametrized.
     """
-    if mask_of(module) is not None:
+    mask = mask_of(module, parameter)
+    if mask is not None and mask.parameter is getattr(module, parameter, None):
         raise ValueError(
             f"layer {name!r} is pruned already: call sj_ext.pruning.make_permanent(model) to keep "
             "its zeros as plain weights before a new pruner is built"
         )
-    if any(isinstance(h, prune.BasePruningMethod) for h in module._forward_pre_hooks.values()) or (
-        hasattr(module, "weight_mask")
-    ):
+    hooks = module._forward_pre_hooks.values()
+    pruned = [h._tensor_name for h in hooks if isinstance(h, prune.BasePruningMethod)]
+    if parameter in pruned or hasattr(module, f"{parameter}_mask"):
         raise ValueError(
             f"layer {name!r} is pruned already by torch.nn.utils.prune: call "
-            "torch.nn.utils.prune.remove(module, 'weight') first"
+            f"torch.nn.utils.prune.remove(module, {parameter!r}) first"
         )
-    if parametrize.is_parametrized(module, "weight"):
-        kinds = [type(p).__name__ for p in module.parametrizations.weight]
+    if parametrize.is_parametrized(module, parameter):
+        kinds = [type(p).__name__ for p in module.parametrizations[parameter]]
         raise ValueError(
-            f"the weight of layer {name!r} is parametrized by {kinds}: a zero of the parameter "
-            "would be no zero of the weight. Remove the parametrization or leave the layer out"
+            f"the {parameter} of layer {name!r} is parametrized by {kinds}: a zero of the "
+            "parameter would be no zero of the weight. Call "
+            f"torch.nn.utils.parametrize.remove_parametrizations(module, {parameter!r}) first, or "
+            "leave the layer out"
         )
-    if not isinstance(getattr(module, "weight", None), nn.Parameter):
+    if not isinstance(getattr(module, parameter, None), nn.Parameter):
         raise ValueError(
-            f"the weight of layer {name!r} is no parameter (weight_norm and spectral_norm compute "
-            "it before each forward): remove what computes it, or leave the layer out"
+            f"the {parameter} of layer {name!r} is no parameter (weight_norm and spectral_norm "
+            "compute it before each forward): remove what computes it, or leave the layer out"
         )
+    optimizers.refuse_sharded(f"{name}.{parameter}", getattr(module, parameter))
 
 
-def attach(module: Any, mask: WeightMask | None = None) -> WeightMask:
-    """Give ``module.weight`` a mask (or share one); the parameter stays the same object."""
-    mask = WeightMask(module.weight.detach()) if mask is None else mask
-    parametrize.register_parametrization(module, "weight", mask)
+def from_zeros(parameter: torch.Tensor, name: str) -> torch.Tensor:
+    """The mask of a parameter that has its zeros already, as checkpoints of 0.1 leave it.
+
+    Raises:
+        ValueError: it has none.
+    """
+    mask = parameter.detach() != 0
+    if bool(mask.all()):
+        raise ValueError(
+            f"the state is of sj_ext 0.1, whose masks are in the model's state_dict, and layer "
+            f"{name!r} has no zeros yet: call model.load_state_dict(plain_state_dict(...)) first"
+        )
     return mask
-
-
-def masked_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module, WeightMask]]:
-    """Name, module and mask of every masked layer, in the model's own order."""
-    for name, module in model.named_modules():
-        if (mask := mask_of(module)) is not None:
-            yield name, module, mask
-
-
-@torch.no_grad()
-def close(module: nn.Module) -> None:
-    """Close the mask of ``module``: its zeros are put back and stay."""
-    mask = own_mask(module)
-    hold_(parameter_of(module).detach(), mask.mask)
-    mask.closed = True
 
 
 @torch.no_grad()
 def make_permanent(model: nn.Module) -> nn.Module:
-    """Leave plain layers with zeros where the masks were; the inverse of building a pruner.
+    """Leave nothing but plain layers with zeros; the inverse of building a pruner.
 
     Parameters stay the same objects, so that an optimizer goes on with them. Without a mask nothing
-    holds the zeros: further training fills them.
+    holds the zeros: further training fills them. A copy of a network that a pruner works on, such
+    as an average of its weights, gets the zeros that the network has now.
 
     Args:
         model: a model (or a part of one) with masked layers, changed in place.
@@ -168,34 +311,64 @@ def make_permanent(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: no layer of the model is masked.
     """
-    found = list(masked_layers(model))
+    found = list(all_masks(model))
     if not found:
         raise ValueError("model has no masked layer: nothing is pruned, or it is permanent already")
-    for _, module, mask in found:
-        parameter = parameter_of(module)
-        if mask.closed:
-            hold_(parameter.detach(), mask.mask)
-        _detach(module)
+    for _, module, name, mask in found:
+        final = mask.closed_mask()
+        if final is not None:
+            _put_zeros(getattr(module, name), final)
+    forget(model)
     return model
 
 
-def _detach(module: Any) -> None:
-    """Make ``module.weight`` a plain parameter again.
+def forget(model: nn.Module) -> None:
+    """Take all masks away and leave the weights as they are."""
+    for _, module, _, mask in list(all_masks(model)):
+        mask.release()
+        vars(module).pop(ATTRIBUTE, None)
 
-    ``parametrize.remove_parametrizations`` deletes the property from the class, which a deep copy
-    of the module shares; so the module gets its own class back instead.
+
+@torch.no_grad()
+def hand_over(model: nn.Module, average: nn.Module) -> nn.Module:
+    """Put the zeros of a pruned network into an average of its weights.
+
+    ::
+
+        ema.update_parameters(model)
+        ...
+        hand_over(model, ema)  # before the average is evaluated, saved or exported
+
+    An average of weights that were not always zero is not zero. Once the masks are closed, zeros
+    that were handed over stay, since the average of zeros is zero.
+
+    Args:
+        model: the network that a pruner works on.
+        average: a copy of it, or what holds the copy, such as
+            ``torch.optim.swa_utils.AveragedModel`` or timm's ``ModelEmaV3``; changed in place.
+
+    Returns:
+        ``average``.
+
+    Raises:
+        ValueError: no layer of ``model`` is masked, or ``average`` lacks one of its weights.
     """
-    parameter = module.parametrizations.weight.original
-    if list(module.parametrizations) == ["weight"]:
-        del module.parametrizations
-        module.__class__ = type(module).__bases__[0]
-    else:
-        parametrize.remove_parametrizations(module, "weight", leave_parametrized=False)
-    # first, as in every prunable layer: optimizers number parameters in this order
-    rest = {name: p for name, p in module._parameters.items() if name != "weight"}
-    module._parameters.clear()
-    module.register_parameter("weight", parameter)
-    module._parameters.update(rest)
+    parameters = {plain_name(name): p for name, p in average.named_parameters()}
+    found = list(all_masks(unwrapped(model)))
+    if not found:
+        raise ValueError("model has no masked layer: nothing is pruned, or it is permanent already")
+    for layer, _, name, mask in found:
+        full = plain_name(f"{layer}.{name}" if layer else name)
+        if full not in parameters:
+            raise ValueError(f"average is no copy of model: it has no parameter {full!r}")
+        final = mask.closed_mask()
+        if final is not None:
+            _put_zeros(parameters[full], final)
+    return average
+
+
+def _put_zeros(parameter: torch.Tensor, mask: torch.Tensor) -> None:
+    hold_(parameter.detach(), mask.to(parameter.device))
 
 
 @torch.no_grad()
@@ -221,9 +394,10 @@ def density(model: nn.Module) -> float:
             continue
         seen.add(id(parameter))
         mask = mask_of(module)
-        kept += int(
-            mask.mask.count_nonzero() if mask and mask.closed else parameter.count_nonzero()
-        )
+        if mask is not None and mask.closed:
+            kept += parameter.numel() - mask.zeros
+        else:
+            kept += int(parameter.count_nonzero())
         total += parameter.numel()
     if not total:
         raise ValueError("model has no linear or convolutional layer with a weight")

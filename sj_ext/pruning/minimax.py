@@ -36,7 +36,6 @@ import torch
 from torch import nn
 
 from .. import checks
-from . import masks
 from .layers import Chooser
 from .pruner import Budget, Pruner, Resources
 from .resources.base import Params
@@ -325,15 +324,9 @@ class MinimaxPruner(Pruner):
 
     def _factors(self, g: int) -> list[float]:
         """1 / (1 + 2 lr y) for each layer of the group."""
-        rates = {}
-        if self.optimizer is not None:
-            rates = {
-                id(p): float(group["lr"])
-                for group in self.optimizer.param_groups
-                for p in group["params"]
-            }
+        rates = self._counter.rates()
         return [
-            1 / (1 + 2 * rates.get(id(masks.parameter_of(self._modules[i])), self.lr) * self._y[g])
+            1 / (1 + 2 * rates.get(id(self._layers[i].parameter), self.lr) * self._y[g])
             for i in self._groups[g]
         ]
 

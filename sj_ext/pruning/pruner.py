@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from .. import checks
-from . import best, masks
+from . import best, bits, masks
 from .account import Account
 from .counting import StepCounter
 from .layers import Chooser, choose
@@ -23,6 +24,7 @@ from .selection import Cut, NotFinite
 from .stages import Stages
 from .survey import survey
 from .units import Channels, Weights, following_norms
+from .wrappers import plain_name, unwrapped
 
 __all__ = ["Pruner"]
 
@@ -82,7 +84,7 @@ class Pruner:
         checks.module("model", model)
         checks.choice("granularity", granularity, ("weight", "channel"))
         checks.integer("log_every", log_every, at_least=1)
-        self.model = model
+        self.model = model = unwrapped(model)
         self.granularity = granularity
         self.budgets, self.resources = _budgets(budget, resource, example_input, latency_table)
         self.schedule = _schedule(schedule, self.budgets[0])
@@ -90,15 +92,18 @@ class Pruner:
         chosen = choose(model, layers, first, last)
         for name, module in chosen.items():
             masks.check_unpruned(name, module)
-        infos, self._modules, shared = survey(model, chosen)
+        infos, shared = survey(model, chosen)
+        self._layers = [info for info in infos if info.pruned]
         self._small = sum(info.weights for info in infos) <= 1 << 20
         self._names = [info.name for info in infos if info.pruned]
         self._check_weights()
         # everything that can refuse the arguments comes before the model is changed
         if granularity == "weight":
-            self.units = Weights(self._modules)
+            self.units = Weights(self._layers)
         else:
-            self.units = Channels(self._modules, following_norms(model, self._modules))
+            self.units = Channels(self._layers, following_norms(model, self._layers))
+        for module, name in self.units.parameters():
+            masks.check_unpruned(_name_of(model, module), module, name)
         self._account = Account(infos, self.units, self.resources, self.budgets)
         try:
             for res in self.resources:
@@ -110,10 +115,10 @@ class Pruner:
                 res.close()
             raise
         self._floors_checked = all(res.ready for res in self.resources)
-        for module in self._modules:
-            masks.attach(module)
+        for module, name in self.units.parameters():
+            masks.attach(module, name)
         for module, owner in shared:
-            masks.attach(module, masks.own_mask(owner))
+            masks.attach(module, mask=masks.own_mask(owner.module))
 
         #: optimizer steps that counted
         self.steps_done = 0
@@ -123,15 +128,19 @@ class Pruner:
         self.writer, self.log_every = writer, log_every
         #: rows of the report
         self.history = History(self._names)
-        self._counter = StepCounter(self._modules, optimizer)
+        self._counter = StepCounter(self._layers, optimizer)
         self._begin_stage()
 
     # ---- what a user reads --------------------------------------------------------------------
 
     @property
     def optimizer(self) -> Optimizer | None:
-        """The optimizer that was given."""
+        """The optimizer whose learning rates are used; give another when it takes its place."""
         return self._counter.optimizer
+
+    @optimizer.setter
+    def optimizer(self, optimizer: Optimizer | None) -> None:
+        self._counter.optimizer = optimizer
 
     @property
     def density(self) -> float:
@@ -197,10 +206,12 @@ class Pruner:
         if not self._counter.stepped:
             return False
         with torch.no_grad():
+            for place in self.units.parameters():
+                masks.own_mask(*place)  # or says why there is none
             if self._verify_masks:
                 self._check_masks()
             if self.finished:
-                self.units.hold()
+                self._hold()
                 self._counter.forget()
                 return False
             self.steps_done += 1
@@ -211,7 +222,7 @@ class Pruner:
                 self._check_weights()
             before = (self._stages.number, self._stages.closed)
             if self._stages.closed:
-                self.units.hold()
+                self._hold()
             else:
                 self._measure()
                 try:
@@ -235,14 +246,16 @@ class Pruner:
 
         While masks are fixed, the best weights seen are kept, and at the end of the stage the
         network goes on from them. That costs the kept weights once more, and all other parameters
-        and buffers; without a call nothing is kept and the last weights go on.
+        and buffers; without a call nothing is kept and the last weights go on. NaN is never best.
 
         Returns:
             True if these are the best of the stage so far.
         """
-        if not self._stages.closed or (self._best is not None and value <= self._best["score"]):
+        value = float(value)
+        known = -math.inf if self._best is None else self._best["score"]
+        if not self._stages.closed or not value > known:
             return False
-        self._best = best.take(self.model, self._modules, value)
+        self._best = best.take(self.model, self.units.parameters(), value)
         return True
 
     def _compress(self) -> list[tuple[list[int], Cut]]:
@@ -270,8 +283,8 @@ class Pruner:
     def _close(self, cuts: Sequence[tuple[list[int], Cut]]) -> None:
         for pools, cut in cuts:
             self.units.write_masks(pools, cut)
-        for module in self._modules:
-            masks.close(module)
+        for module, name in self.units.parameters():
+            masks.own_mask(module, name).close()
         self._stages.closed = True
         for res in self.resources:
             res.freeze(True)
@@ -280,20 +293,26 @@ class Pruner:
         if not self._stages.closed:
             self._refuse_to_end()
         if self._best is not None:
-            best.restore(self.model, self._modules, self._best)
+            best.restore(self.model, self.units.parameters(), self._best)
         self._stages.go_on()
         if self.finished:
             self._best = None
             for res in self.resources:
                 res.close()
             return
-        for module in self._modules:
-            mask = masks.own_mask(module)
-            mask.closed = False
-            mask.mask.fill_(True)
+        for module, name in self.units.parameters():
+            masks.own_mask(module, name).open()
         for res in self.resources:
             res.freeze(False)
         self._begin_stage()
+
+    def _hold(self) -> None:
+        """Zeros in their places, unless the optimizer's own hook has just put them there."""
+        for module, name in self.units.parameters():
+            mask = masks.own_mask(module, name)
+            if not mask.fresh:
+                mask.hold()
+            mask.fresh = False
 
     def _refuse_to_end(self) -> None:
         levels = zip(self.resources, self._account.values(), self._stages.levels(), strict=True)
@@ -308,30 +327,24 @@ class Pruner:
     # ---- checks -------------------------------------------------------------------------------
 
     def _check_weights(self) -> None:
-        for name, module in zip(self._names, self._modules, strict=True):
+        for layer in self._layers:
             # a sum is finite unless an element is not (or all are beyond any training)
-            if not torch.isfinite(masks.parameter_of(module).detach().sum()):
+            if not torch.isfinite(layer.parameter.detach().sum()):
                 raise ValueError(
-                    f"weights of {name} are NaN or infinite: the optimizer stepped on NaN or "
+                    f"weights of {layer.name} are NaN or infinite: the optimizer stepped on NaN or "
                     "infinite gradients, or the learning rate is too high"
                 )
 
     def _check_masks(self) -> None:
         self._verify_masks = False
-        closed = self._stages.closed
-        for i, (name, module) in enumerate(zip(self._names, self._modules, strict=True)):
-            mask = masks.own_mask(module)
-            zeros = mask.mask.numel() - int(mask.mask.count_nonzero())
-            layer = self._account.where[i]
-            want = self._account.layers[layer].weights - self._account.kept()[layer]
-            want = want if closed else 0
-            if mask.closed != closed or zeros != want:
-                raise RuntimeError(
-                    f"the mask of layer {name!r} does not belong to the pruner's state: it "
-                    f"is {'closed' if mask.closed else 'open'} with {zeros} zeros, the state has "
-                    f"{'closed' if closed else 'open'} with {want}; load the model's "
-                    "state_dict of the same moment too"
-                )
+        fits = [masks.own_mask(*place).verify() for place in self.units.parameters()]
+        if not all(fits):
+            module, _ = self.units.parameters()[fits.index(False)]
+            raise RuntimeError(
+                f"the masks of the pruner's state do not belong to the weights: layer "
+                f"{_name_of(self.model, module)!r} has as large weights where they are cut as "
+                "where they are kept; load the model's state_dict of the same moment too"
+            )
 
     # ---- report and checkpoints ---------------------------------------------------------------
 
@@ -357,8 +370,7 @@ class Pruner:
     def _identity(self) -> dict[str, Any]:
         return {
             "layers": {
-                name: list(masks.parameter_of(module).shape)
-                for name, module in zip(self._names, self._modules, strict=True)
+                plain_name(layer.name): list(layer.parameter.shape) for layer in self._layers
             },
             "pruner": type(self).__name__,
             "granularity": self.granularity,
@@ -374,7 +386,8 @@ class Pruner:
     def state_dict(self) -> dict[str, Any]:
         """Everything that the pruner needs to go on to the bit.
 
-        Masks and weights are in ``model.state_dict()`` of the same moment.
+        Closed masks are here, a bit per weight; weights are in ``model.state_dict()`` of the same
+        moment.
         """
         return {
             "format": FORMAT,
@@ -384,6 +397,7 @@ class Pruner:
             "cut": list(self._account.cut),
             "resources": [res.state_dict() for res in self.resources],
             "best": copy.deepcopy(self._best),
+            "masks": self._packed_masks(),
             "history": self.history.state_dict(),
             "method": self._method_state(),
         }
@@ -401,7 +415,8 @@ class Pruner:
                 f"state must have format {FORMAT}, got {state.get('format')!r}: it is no state of "
                 "a pruner, or of another release"
             )
-        mine, other = self._identity(), state["identity"]
+        mine, other = self._identity(), dict(state["identity"])
+        other["layers"] = {plain_name(name): shape for name, shape in other["layers"].items()}
         for key, value in mine.items():
             if other[key] != value:
                 what = "another network" if key == "layers" else f"another {key}"
@@ -420,14 +435,37 @@ class Pruner:
         self._best = copy.deepcopy(state["best"])
         self.history.load_state_dict(state["history"])
         self._load_method_state(state["method"])
-        self._verify_masks = True
+        self._load_masks(state.get("masks"))
         self._counter.forget()
+
+    def _packed_masks(self) -> list[torch.Tensor] | None:
+        if not self._stages.closed:
+            return None
+        return [bits.pack(masks.own_mask(*place).mask) for place in self.units.parameters()]
+
+    def _load_masks(self, packed: Sequence[torch.Tensor] | None) -> None:
+        for i, place in enumerate(self.units.parameters()):
+            mask = masks.own_mask(*place)
+            mask.open()
+            if self._stages.closed:
+                parameter = getattr(*place)
+                mask.set(
+                    masks.from_zeros(parameter, _name_of(self.model, place[0]))
+                    if packed is None
+                    else bits.unpack(packed[i], parameter)
+                )
+                mask.closed = mask.loaded = True
+        self._verify_masks = self._stages.closed
 
     def _method_state(self) -> dict[str, Any]:
         return {}
 
     def _load_method_state(self, state: Mapping[str, Any]) -> None:
         pass
+
+
+def _name_of(model: nn.Module, wanted: nn.Module) -> str:
+    return next((name for name, module in model.named_modules() if module is wanted), "?")
 
 
 def _difference(there: Any, here: Any) -> str:

@@ -15,7 +15,7 @@ __all__ = ["survey"]
 
 def survey(
     model: nn.Module, chosen: Mapping[str, nn.Module]
-) -> tuple[list[LayerInfo], list[nn.Module], list[tuple[nn.Module, nn.Module]]]:
+) -> tuple[list[LayerInfo], list[tuple[nn.Module, LayerInfo]]]:
     """Every layer that has weights of its own, in the model's order.
 
     Args:
@@ -23,13 +23,12 @@ def survey(
         chosen: the layers to prune, by name.
 
     Returns:
-        What a resource may know of each layer; the modules of those that are pruned; and the
-        layers that share a pruned weight, each with its owner.
+        What a resource may know of each layer, and the layers that share a pruned weight, each with
+        its owner.
     """
     infos: list[LayerInfo] = []
-    pruned: list[nn.Module] = []
-    shared: list[tuple[nn.Module, nn.Module]] = []
-    owners: dict[int, nn.Module] = {}
+    shared: list[tuple[nn.Module, LayerInfo]] = []
+    owners: dict[int, LayerInfo] = {}
     wanted = {id(parameter_of(module)) for module in chosen.values()}
     for name, module in weight_layers(model).items():
         weight = parameter_of(module)
@@ -37,8 +36,6 @@ def survey(
             if id(weight) in wanted:
                 shared.append((module, owners[id(weight)]))
             continue
-        owners[id(weight)] = module
-        infos.append(LayerInfo(name, module, weight.numel(), id(weight) in wanted))
-        if id(weight) in wanted:
-            pruned.append(module)
-    return infos, pruned, shared
+        owners[id(weight)] = LayerInfo(name, module, weight.numel(), id(weight) in wanted)
+        infos.append(owners[id(weight)])
+    return infos, shared

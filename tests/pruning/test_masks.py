@@ -47,15 +47,16 @@ def parameters(model):
 
 
 @pytest.mark.parametrize("build", [mlp, spiking_mlp])
-def test_state_dict_brings_masks_into_a_fresh_model(build):
-    model, _ = pruned(build)
+def test_state_dicts_bring_masks_into_a_fresh_model(build):
+    model, pruner = pruned(build)
     want = zeros(model)
     file = io.BytesIO()
-    torch.save(model.state_dict(), file)
+    torch.save([model.state_dict(), pruner.state_dict()], file)
     file.seek(0)
     fresh = build()
-    MinimaxPruner(fresh, budget=0.3, first=True)
-    fresh.load_state_dict(torch.load(file, weights_only=True))
+    other = GlobalMagnitudePruner(fresh, budget=0.3, first=True, schedule=1)
+    for part, state in zip((fresh, other), torch.load(file, weights_only=True), strict=True):
+        part.load_state_dict(state)
     assert_held(fresh, want)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 __all__ = ["LayerInfo", "Linear", "Params", "Resource", "params"]
@@ -20,12 +21,19 @@ class LayerInfo:
         module: the layer.
         weights: number of weights, dense.
         pruned: False where the layer is left dense.
+        attribute: name of the weight's parameter in ``module``.
     """
 
     name: str
     module: nn.Module
     weights: int
     pruned: bool = True
+    attribute: str = "weight"
+
+    @property
+    def parameter(self) -> torch.Tensor:
+        """The weight itself."""
+        return getattr(self.module, self.attribute)
 
 
 class Resource:
