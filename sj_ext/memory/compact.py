@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._compile import _disable_dynamo  # as torch.compiler.disable, which imports a compiler
 
 from .. import checks
 from .function import run_segment
@@ -145,8 +146,7 @@ class _Compacted(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The network's own forward, in which segments stand for their modules."""
-        with _Step(self, super().forward) as step:
-            return step.run(args, kwargs)
+        return _run(self, super().forward, args, kwargs)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _empty, (type(self).__mro__[2],), dict(self.__dict__)
@@ -170,6 +170,12 @@ def _share(model: nn.Module, plan: Compaction) -> Any:
     made.__dict__.update(model.__dict__)
     made.__dict__["compaction"] = plan
     return made
+
+
+@_disable_dynamo  # it would compile the stand-ins; what a user compiled inside stays compiled
+def _run(net: Any, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    with _Step(net, forward) as step:
+        return step.run(args, kwargs)
 
 
 # Modules stand in for each other while a network runs: threads that share one take turns.

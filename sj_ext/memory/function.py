@@ -18,7 +18,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from ..layer.temporal_reversible.replay import AutocastState, Shadows
-from .planes import Held, hold, hold_slices, slice_sizes
+from .planes import Held, hold_slices, slice_sizes
 from .segment import Records, Segment
 from .statistics import GradientSums, StatisticsSums, update_running
 
@@ -51,7 +51,7 @@ def _held_input(segment: Segment, x: torch.Tensor, sizes: tuple[int, ...]) -> li
     version, known_axis, known_sizes, known = getattr(x, _KNOWN, (None, None, None, []))
     if (version, known_axis, known_sizes) == (x._version, axis, sizes):
         return list(known)
-    held = [hold(x)] if len(sizes) == 1 else hold_slices(x, axis, sizes)
+    held = hold_slices(x, axis, sizes, segment.reads_every)
     if x.grad_fn is not None and all(part.packed for part in held):
         _remember(x, axis, sizes, held)
     return list(held)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -31,24 +32,26 @@ class Held:
     #: bit planes from the lowest weight to the highest, or the one tensor itself
     tensors: tuple[torch.Tensor, ...]
     packed: bool
+    #: of the last axes every how many-th element is held, where the others are never read
+    every: tuple[int, ...] = ()
 
-    def get(self, tensors: Sequence[torch.Tensor] | None = None) -> torch.Tensor:
-        """The tensor, from its planes; ``tensors`` where they were kept elsewhere meanwhile."""
-        tensors = self.tensors if tensors is None else tensors
+    def get(self) -> torch.Tensor:
+        """The tensor, with 0 where it is never read."""
+        first = self.tensors[0]
         if not self.packed:
-            return tensors[0]
-        whole = _unpack(tensors[0], self.shape, self.dtype) if tensors else None
-        if whole is None:
-            device = self.tensors[0].device if self.tensors else None
-            return torch.zeros(self.shape, dtype=self.dtype, device=device)
-        for place, plane in enumerate(tensors[1:], start=1):
+            return self._spread(first).expand(self.shape)
+        whole = _unpack(first, self.shape, self.dtype)
+        for place, plane in enumerate(self.tensors[1:], start=1):
             whole.add_(_unpack(plane, self.shape, self.dtype), alpha=2**place)
         return whole
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes that are held."""
-        return sum(t.numel() * t.element_size() for t in self.tensors)
+    def _spread(self, held: torch.Tensor) -> torch.Tensor:
+        if not self.every:
+            return held
+        shape = (*held.shape[: -len(self.every)], *self.shape[-len(self.every) :])
+        whole = held.new_zeros(shape)
+        whole[_places(self.every)] = held
+        return whole
 
 
 def planes_needed(values: torch.Tensor) -> int | None:
@@ -56,19 +59,33 @@ def planes_needed(values: torch.Tensor) -> int | None:
     return _quantised(values)[1]
 
 
-def hold(values: torch.Tensor) -> Held:
-    """``values`` as bit planes if that loses nothing, else ``values`` itself."""
+def hold(values: torch.Tensor, every: tuple[int, ...] = ()) -> Held:
+    """``values`` as bit planes if that loses nothing, else ``values`` itself.
+
+    Of what is held as it is, axis 0 is held once if it only repeats.
+
+    Args:
+        values: any tensor.
+        every: of the last axes only every how many-th element is ever read.
+    """
     values = values.detach()
     small, planes = _quantised(values)
     if small is None or planes is None:
-        return Held(values.shape, values.dtype, (values,), packed=False)
+        shape = values.shape
+        if _repeats(values):
+            values = values[:1] if values.stride(0) == 0 else values[:1].clone()
+        if every:
+            values = values[_places(every)].clone()
+        return Held(shape, values.dtype, (values,), packed=False, every=every)
     tensors = tuple(pack_bits((small & 2**place).bool()) for place in range(planes))
     return Held(values.shape, values.dtype, tensors, packed=True)
 
 
-def hold_slices(values: torch.Tensor, axis: int, sizes: Sequence[int]) -> list[Held]:
+def hold_slices(
+    values: torch.Tensor, axis: int, sizes: Sequence[int], every: tuple[int, ...] = ()
+) -> list[Held]:
     """:func:`hold` of every slice of ``values`` along ``axis``."""
-    return [hold(part) for part in values.detach().split(list(sizes), axis)]
+    return [hold(part, every) for part in values.detach().split(list(sizes), axis)]
 
 
 def slice_sizes(total: int, slices: int) -> list[int]:
@@ -89,6 +106,19 @@ def _quantised(values: torch.Tensor) -> tuple[torch.Tensor | None, int | None]:
     if not exact:
         return None, None
     return small, max(1, int(largest).bit_length())
+
+
+def _places(every: tuple[int, ...]) -> tuple[Any, ...]:
+    return (..., *(slice(None, None, step) for step in every))
+
+
+def _repeats(values: torch.Tensor) -> bool:
+    """Whether axis 0 says the same several times over, as a still image shown at every step."""
+    if values.dim() < 3 or len(values) < 2 or values.requires_grad:
+        return False
+    if values.stride(0) == 0:
+        return True
+    return bool(torch.equal(values[0, :1], values[1, :1]) and (values[1:] == values[:1]).all())
 
 
 def _unpack(plane: torch.Tensor, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:

@@ -128,6 +128,19 @@ class Segment:
         first = self.steps[0]
         return first.kind == "neuron" and not needs_input(first.module)
 
+    @property
+    def reads_every(self) -> tuple[int, ...]:
+        """Of its input's last axes, every how many-th element the first module reads; () for all.
+
+        A strided 1 x 1 convolution, as shortcuts have it, reads one pixel of many.
+        """
+        first: Any = self.steps[0].module
+        if not isinstance(first, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            return ()
+        unpadded = isinstance(first.padding, tuple) and not any(first.padding)
+        single = all(size == 1 for size in first.kernel_size)
+        return first.stride if single and unpadded and max(first.stride) > 1 else ()
+
     def parameters(self) -> list[nn.Parameter]:
         """The parameters of all modules, each once."""
         return list(dict.fromkeys(p for module in self.modules for p in module.parameters()))

@@ -62,7 +62,14 @@ def find_segments(model: nn.Module, example: Sequence[Any], exclude: Collection[
     units = _units(model, exclude)
     run = _Run(units)
     with _left_as_it_was(model), forwards_of(model, units, run.call), _Touches(run):
-        model(*example)
+        try:
+            model(*example)
+        except Exception as error:
+            raise RuntimeError(
+                f"example_input: the network did not run on it ({type(error).__name__}: {error}). "
+                f"The last module that was called is {run.last!r}. Give an example that it runs "
+                "on, or name the segments with segments=[...]"
+            ) from error
     return run.found()
 
 
@@ -89,13 +96,14 @@ class _Run:
         self.units = units
         self.calls: list[_Call] = []
         self.inside = False
+        self.last = ""
         self.refused: dict[str, str] = {}
 
     def call(self, unit: str, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A unit's own forward, whose input and output are noted."""
         if self.inside:
             return forward(*args, **kwargs)
-        self.inside = True
+        self.inside, self.last = True, unit
         try:
             return self._call(unit, forward, args, kwargs)
         finally:

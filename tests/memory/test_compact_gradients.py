@@ -168,3 +168,24 @@ def test_a_container_of_modules_on_folded_sequences():
     assert compact(net, events()).compaction.segments == [["body", "node"]]
     for slices in (1, 5):
         assert_equal(Folded().double(), events(), slices)
+
+
+@pytest.mark.parametrize("slices", [1, 2])
+def test_a_strided_shortcut_and_a_still_image(slices):
+    """A float that a strided 1 x 1 convolution reads, and a repeated image, are held in part."""
+
+    class Shortcut(Preactivated):
+        def __init__(self):
+            super().__init__(lambda: neuron.LIFNode(**ATAN))
+            self.down, self.norm2 = layer.Conv2d(6, 6, 1, 2, step_mode="m"), layer.BatchNorm2d(6)
+            self.conv1.stride = (2, 2)
+            self.norm2.step_mode, self.head = "m", layer.Linear(4, 3, step_mode="m")
+
+        def forward(self, x):
+            x = self.norm(self.stem(x))
+            y = self.bn2(self.conv2(self.sn2(self.bn1(self.conv1(self.sn1(x))))))
+            return self.head(self.pool(self.last(y + self.norm2(self.down(x)))).flatten(3))
+
+    image = torch.rand(1, 4, 2, 8, 8, dtype=torch.float64).expand(4, -1, -1, -1, -1)
+    assert_equal(Shortcut().double(), image, slices)
+    assert_equal(Shortcut().double(), image.clone(), slices)
