@@ -1,7 +1,8 @@
 """Data for train_trevsnn.py: image folders, CIFAR-10, event datasets, and an order that resumes.
 
 Every sample is augmented with random numbers of its own, which depend on the seed, the epoch and
-the sample only. Workers, their number, and where in an epoch a run starts make no difference.
+the sample only. Workers, their number, and where in an epoch a run starts make no difference. A
+sample that cannot be read is named, and another one stands in for it.
 """
 
 from __future__ import annotations
@@ -14,15 +15,12 @@ from pathlib import Path
 import numpy
 import torch
 from PIL import Image
-from timm.data import create_transform
-from timm.data.auto_augment import rand_augment_transform
-from timm.data.random_erasing import RandomErasing
-from torch.utils.data import Dataset, Sampler
-from torchvision import datasets, transforms
+from torch.utils.data import Dataset, Sampler, Subset
+from torchvision import datasets
+from trevsnn_augment import EventAugmentation, cifar_transforms, image_transforms
 
 IMAGES = ("imagefolder", "cifar10")
 EVENTS = ("cifar10dvs", "dvs128gesture", "ncaltech101")
-CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
 def build_datasets(
@@ -33,12 +31,13 @@ def build_datasets(
     num_steps: int,
     rand_augment: str | None,
     erasing: float,
+    interpolation: str = "bilinear",
 ) -> tuple[Dataset, Dataset, int]:
     """Training set, validation set and number of classes."""
     if name in EVENTS:
         return _event_datasets(name, root, size, num_steps)
     if name == "cifar10":
-        train, test = _cifar_transforms(size, rand_augment, erasing)
+        train, test = cifar_transforms(size, rand_augment, erasing, interpolation)
         if (root / "train.npz").exists():
             return (
                 PackedImages(root / "train.npz", train),
@@ -50,15 +49,20 @@ def build_datasets(
             datasets.CIFAR10(root, False, test, download=True),
             10,
         )
-    common = {"input_size": size, "interpolation": "bicubic"}
-    augment = create_transform(
-        is_training=True, auto_augment=rand_augment, re_prob=erasing, re_mode="pixel", **common
-    )
-    train_set = datasets.ImageFolder(_folder(root, "train"), augment)
-    val_set = datasets.ImageFolder(_folder(root, "val"), create_transform(**common))
+    train, val = image_transforms(size, rand_augment, erasing, interpolation)
+    train_set = datasets.ImageFolder(_folder(root, "train"), train)
+    val_set = datasets.ImageFolder(_folder(root, "val"), val)
     if train_set.classes != val_set.classes:
         raise ValueError(f"--data-dir {root}: train and val must have the same class folders")
     return train_set, val_set, len(train_set.classes)
+
+
+def some(dataset: Dataset, count: int | None, seed: int) -> Dataset:
+    """``count`` samples of a dataset, drawn with the seed, or all of them."""
+    if count is None or count >= len(dataset):
+        return dataset
+    drawn = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
+    return Subset(dataset, drawn[:count].tolist())
 
 
 def _folder(root: Path, name: str) -> Path:
@@ -67,26 +71,13 @@ def _folder(root: Path, name: str) -> Path:
     return root / name
 
 
-def _cifar_transforms(size: int, rand_augment: str | None, erasing: float):
-    normalize = [transforms.ToTensor(), transforms.Normalize(CIFAR_MEAN, CIFAR_STD)]
-    scale = [] if size == 32 else [transforms.Resize(size)]
-    train: list[Callable] = [transforms.RandomCrop(32, 4), transforms.RandomHorizontalFlip()]
-    if rand_augment:
-        fill = tuple(round(255 * mean) for mean in CIFAR_MEAN)
-        train.append(rand_augment_transform(rand_augment, {"img_mean": fill}))
-    train += scale + normalize
-    if erasing:
-        train.append(RandomErasing(erasing, mode="pixel", device="cpu"))
-    return transforms.Compose(train), transforms.Compose(scale + normalize)
-
-
 class PackedImages(Dataset):
     """Images packed as JPEG files end to end: arrays ``jpeg``, ``offset`` and ``label``."""
 
     def __init__(self, path: Path, transform: Callable):
         with numpy.load(path) as arrays:
             self.jpeg, self.offset, self.label = (arrays[n] for n in ("jpeg", "offset", "label"))
-        self.transform = transform
+        self.path, self.transform = path, transform
 
     def __len__(self) -> int:
         return len(self.label)
@@ -113,14 +104,15 @@ def _event_datasets(name: str, root: Path, size: int, num_steps: int):
         for index, label in enumerate(whole.targets):
             parts[seen[label] % 10 == 9].append(index)
             seen[label] += 1
-        made = [torch.utils.data.Subset(whole, part) for part in parts]
-    return EventFrames(made[0], size, augment=True), EventFrames(made[1], size), classes
+        made = [Subset(whole, part) for part in parts]
+    augment = EventAugmentation(size)
+    return EventFrames(made[0], size, augment), EventFrames(made[1], size), classes
 
 
 class EventFrames(Dataset):
-    """Event frames ``[T, 2, H, W]`` at one resolution; flipped and shifted for training."""
+    """Event frames ``[T, 2, H, W]`` at one resolution, changed by ``augment`` for training."""
 
-    def __init__(self, frames: Dataset, size: int, augment: bool = False):
+    def __init__(self, frames: Dataset, size: int, augment: Callable | None = None):
         self.frames, self.size, self.augment = frames, size, augment
 
     def __len__(self) -> int:
@@ -131,13 +123,45 @@ class EventFrames(Dataset):
         x = torch.as_tensor(numpy.asarray(frames), dtype=torch.float32)
         if x.shape[-2:] != (self.size, self.size):
             x = torch.nn.functional.interpolate(x, (self.size, self.size), mode="bilinear")
-        if self.augment:
-            if torch.rand(()) < 0.5:
-                x = x.flip(-1)
-            reach = self.size // 16
-            shift = torch.randint(-reach, reach + 1, (2,)).tolist()
-            x = torch.roll(x, shift, (-2, -1))
-        return x, int(label)
+        return x if self.augment is None else self.augment(x), int(label)
+
+
+class Readable(Dataset):
+    """A dataset whose samples have a third part: '', or what was wrong with the one asked for.
+
+    The next sample that can be read then stands in its place, so that batches keep their size, on
+    every process and in a run that is continued.
+    """
+
+    #: after so many in a row that cannot be read, something else is wrong
+    PATIENCE = 50
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int, str]:
+        wrong = ""
+        for following in range(index, index + min(self.PATIENCE, len(self))):
+            try:
+                return *self.dataset[following % len(self)], wrong
+            except Exception as error:  # of a file, a decoder, or the augmentation
+                wrong = wrong or f"{place(self.dataset, index)}: {error}"
+        raise RuntimeError(f"none of {self.PATIENCE} samples in a row can be read; {wrong}")
+
+
+def place(dataset: Dataset, index: int) -> str:
+    """Where a sample comes from, for a person who wants to look at it."""
+    if isinstance(dataset, Subset):
+        return place(dataset.dataset, dataset.indices[index])
+    if isinstance(dataset, EventFrames):
+        return place(dataset.frames, index)
+    samples = getattr(dataset, "samples", None)
+    if samples is not None:
+        return str(samples[index][0])
+    return f"image {index} of {getattr(dataset, 'path', type(dataset).__name__)}"
 
 
 class OwnRandomNumbers(Dataset):

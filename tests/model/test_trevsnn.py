@@ -77,6 +77,17 @@ def test_events_are_classified_after_the_last_step():
     assert not torch.allclose(lowest_key_neurons(net, x), before)
 
 
+def test_events_may_be_classified_after_every_step():
+    net = small_net(events=True, norm="bn", every_step=True)
+    x = events()
+    y_seq = net(x)
+    assert y_seq.shape == (3, 2, 5)
+    u_seq = net.potentials(x)
+    torch.testing.assert_close(y_seq, torch.stack([net.head(u / 3) for u in u_seq]))
+    net.eval()
+    torch.testing.assert_close(net(x), net.step_logits(x)[-1])
+
+
 def lowest_key_neurons(net, x):
     """Potentials of level 0 after the last step."""
     net.cell(net.encoded(x))

@@ -58,6 +58,8 @@ class TRevSNN(nn.Module, host.base.MultiStepModule):
         events: the input is a sequence of event frames.
         stem_channels: channels that the stem of a static image makes; by default what ``encode``
             needs, T times the first level's or the first level's.
+        every_step: for events, classify after every step in training, for losses over the steps
+            (TET); static images do so anyway.
         init: first values of the convolutions. ``'torch'``: PyTorch's own. ``'published'`` (the
             paper's program): weights from a normal distribution of standard deviation 0.02, biases
             0.
@@ -73,8 +75,8 @@ class TRevSNN(nn.Module, host.base.MultiStepModule):
     Shapes:
         input ``[N, 3, H, W]``, or ``[T, N, 2, H, W]`` for events; H and W multiples of 16 (4 for
         events). In training the output is the logits after each step, ``[T, N, classes]``, as the
-        losses of :mod:`sj_ext.functional` take them (events: ``[1, N, classes]``). In evaluation it
-        is the logits of the last step, ``[N, classes]``.
+        losses of :mod:`sj_ext.functional` take them (events: ``[1, N, classes]``, or all steps with
+        ``every_step``). In evaluation it is the logits of the last step, ``[N, classes]``.
 
     The network starts every forward pass from rest and leaves no state behind, so calling
     ``functional.reset_net`` between batches changes nothing.
@@ -96,6 +98,7 @@ class TRevSNN(nn.Module, host.base.MultiStepModule):
         memory: str = "reversible",
         events: bool = False,
         stem_channels: int | None = None,
+        every_step: bool = False,
         init: str = "torch",
         eps_in: str | None = None,
         momentum: float = 0.1,
@@ -107,6 +110,7 @@ class TRevSNN(nn.Module, host.base.MultiStepModule):
         self.channels = tuple(channels)
         self.num_classes, self.num_steps = num_classes, num_steps
         self.events, self.encode, self.norm = events, encode, norm
+        self.every_step = checks.flag("every_step", every_step)
         self.in_channels = (2 if events else 3) if in_channels is None else in_channels
         self.step_mode = "m"
 
@@ -157,7 +161,9 @@ class TRevSNN(nn.Module, host.base.MultiStepModule):
         return no_weight_decay(self)
 
     def step_logits(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits after each step, ``[T, N, classes]``; ``[1, N, classes]`` for events.
+        """Logits after each step, ``[T, N, classes]``.
+
+        For events they are of the last step, ``[1, N, classes]``, unless ``every_step`` is set.
 
         Raises:
             RuntimeError: the classifiers of the steps before the last have been removed.
@@ -168,6 +174,8 @@ class TRevSNN(nn.Module, host.base.MultiStepModule):
             )
         u_seq = self.potentials(x)
         logits = []
+        if self.events and self.every_step:
+            logits = [self._final(u) for u in u_seq[:-1]]
         if self.step_heads:
             pooled = u_seq[:-1].mean((-2, -1))
             logits = [head(p) for head, p in zip(self.step_heads, pooled, strict=True)]
