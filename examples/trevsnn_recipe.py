@@ -260,15 +260,13 @@ def training_loss(
     As published, for images the sum over steps of (t/T) CE_t and CE_T once more; for events TET,
     the mean over steps, with 0.001 of the square distance of the logits from 1.
     """
-    y_seq = y_seq.float()
+    y_seq, steps = y_seq.float(), len(y_seq)
+    share = None
     if weights == "last":
         y_seq = y_seq[-1:]
-    if weights != "published" or events:
-        loss = tet_s_cross_entropy(y_seq, target, label_smoothing=label_smoothing)
-        if weights == "published":
-            loss = 0.999 * loss + 0.001 * (y_seq - 1).square().mean()
-        return loss
-    steps = len(y_seq)
-    share = [(step + 1) / steps + (step == steps - 1) for step in range(steps)]
-    each = (tet_s_cross_entropy(y[None], target, label_smoothing=label_smoothing) for y in y_seq)
-    return sum(part * loss for part, loss in zip(share, each, strict=True))
+    elif weights == "published" and not events:
+        share = [(step + 1) / steps + (step == steps - 1) for step in range(steps)]
+    loss = tet_s_cross_entropy(y_seq, target, label_smoothing=label_smoothing, step_weights=share)
+    if weights == "published" and events:
+        loss = 0.999 * loss + 0.001 * (y_seq - 1).square().mean()
+    return loss

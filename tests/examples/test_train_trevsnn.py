@@ -411,8 +411,9 @@ def test_published_weights_are_evaluated_and_started_from(folder, script, tmp_pa
     small = [*SMALL, "--epochs", 1, "--lr", 0, "--warmup-lr", 0, "--min-lr", 0]
     output = tmp_path / "out"
     script(*arguments, *small, "--init-from", tmp_path / "theirs.pth", "--output", output)
+    begun = checkpoint(output)["model"]
     for name, value in net.named_parameters():
-        assert torch.equal(checkpoint(output)["model"][name], value), name
+        assert torch.equal(begun[name], value), name
     capsys.readouterr()
     script(*arguments, "--eval", output / "last.pt")
     assert "accuracy 0." in capsys.readouterr().out

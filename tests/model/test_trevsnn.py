@@ -203,11 +203,11 @@ def test_no_batch_normalisation_with_ws():
     assert not any(isinstance(m, nn.BatchNorm2d) for m in small_net(norm="ws").modules())
 
 
-def test_weight_decay_leaves_decays_gains_and_scales_alone():
+def test_weight_decay_leaves_decays_gains_scales_and_biases_alone():
     net = small_net()
     names = {id(p): name for name, p in net.named_parameters()}
     decayed, exempt = ({names[id(p)] for p in g["params"]} for g in parameter_groups(net, 0.1))
-    special = {n for n in names.values() if "decays" in n or n.endswith(("gain", "gamma"))}
+    special = {n for n in names.values() if "decays" in n or n.endswith(("gain", "gamma", "bias"))}
     assert exempt == special and decayed == set(names.values()) - special
 
 

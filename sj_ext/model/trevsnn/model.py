@@ -19,8 +19,9 @@ from torch.utils.checkpoint import checkpoint
 
 from ... import checks, host
 from ...layer import ScaledWSConv2d, TemporalReversible
+from ...neuron import TurnOffNode
 from ...parameters import no_weight_decay
-from ...surrogate import Rect
+from ...surrogate import ClosedRect, Rect
 from .blocks import (
     BlockTail,
     EventStem,
@@ -33,6 +34,8 @@ from .blocks import (
 )
 
 __all__ = ["TRevSNN", "trevsnn_dvs", "trevsnn_small", "trevsnn_tiny"]
+
+_WINDOWS = {"closed": ClosedRect, "open": Rect}
 
 
 class TRevSNN(nn.Module, host.base.MultiStepModule):
@@ -71,6 +74,9 @@ class TRevSNN(nn.Module, host.base.MultiStepModule):
             ``running = (1 - momentum) running + momentum batch``, once per step and forward pass.
             The paper's program moves them twice by 0.1 (its backward pass runs the forward pass
             again), which is ``momentum=0.19``.
+        window: of every neuron's gradient, 1 for potentials from 0 to 1. ``'closed'`` (the paper's
+            program) has the two ends inside, where potentials lie whose inputs are all 0;
+            ``'open'`` has not.
 
     Shapes:
         input ``[N, 3, H, W]``, or ``[T, N, 2, H, W]`` for events; H and W multiples of 16 (4 for
@@ -102,10 +108,12 @@ class TRevSNN(nn.Module, host.base.MultiStepModule):
         init: str = "torch",
         eps_in: str | None = None,
         momentum: float = 0.1,
+        window: str = "closed",
     ):
         super().__init__()
         _check(channels, num_classes, num_steps, kernel_size, encode, norm)
         checks.choice("init", init, ("torch", "published"))
+        checks.choice("window", window, tuple(_WINDOWS))
         momentum = checks.number("momentum", momentum, at_least=0, at_most=1)
         self.channels = tuple(channels)
         self.num_classes, self.num_steps = num_classes, num_steps
@@ -124,7 +132,7 @@ class TRevSNN(nn.Module, host.base.MultiStepModule):
             _columns(self.channels, num_steps, kernel_size, norm),
             [[torch.full((1, c, 1, 1), 0.5) for c in self.channels] for _ in range(num_steps)],
             v_threshold=0.5,
-            surrogate_function=Rect(),
+            surrogate_function=_WINDOWS[window](),
             memory=memory,
         )
         self.cell.step_mode = "m"
@@ -134,11 +142,15 @@ class TRevSNN(nn.Module, host.base.MultiStepModule):
         )
         self.head = SpikeHead(last, num_classes)
         self.eps_in = ("variance" if norm == "bn" else "sum") if eps_in is None else eps_in
-        self._set_up_parts(self.eps_in, momentum, published_init=init == "published")
+        self._set_up_parts(self.eps_in, momentum, window, published_init=init == "published")
 
-    def _set_up_parts(self, eps_in: str, momentum: float, *, published_init: bool) -> None:
+    def _set_up_parts(
+        self, eps_in: str, momentum: float, window: str, *, published_init: bool
+    ) -> None:
         """What holds for all parts alike."""
         for module in self.modules():
+            if isinstance(module, TurnOffNode):
+                module.surrogate_function = _WINDOWS[window]()
             if isinstance(module, ScaledWSConv2d):
                 module.set_eps(1e-6, eps_in)
             if isinstance(module, nn.BatchNorm2d):
