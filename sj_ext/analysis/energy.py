@@ -179,11 +179,11 @@ def _operations(name: str, module: Any, x: torch.Tensor, output: torch.Tensor) -
     rate = float((x != 0).double().mean())
     kept = (module.weight != 0).double()
     if bool(((x == 0) | (x == 1)).all()):
-        return LayerOperations(name, rate, dense, acs=_additions(module, x, kept), macs=0)
+        return LayerOperations(name, rate, dense, acs=additions(module, x, kept), macs=0)
     return LayerOperations(name, rate, dense, acs=0, macs=round(dense * float(kept.mean())))
 
 
-def _additions(module: Any, spikes: torch.Tensor, kept: torch.Tensor) -> int:
+def additions(module: Any, spikes: torch.Tensor, kept: torch.Tensor) -> int:
     """Triples of a spike, an output that it reaches and a weight between them that is not 0."""
     spikes = spikes.double()
     if isinstance(module, nn.Linear):

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -81,7 +82,7 @@ def hamming(
     return float(torch.linalg.slogdet(kernel)[1])
 
 
-def autost_score(candidate: autost.Candidate, **setting: int) -> float:
+def autost_score(candidate: autost.Candidate, **setting: Any) -> float:
     """AutoST's score: operations of an image in units of 10^9, by formula, with no model built.
 
     Args:

@@ -23,7 +23,7 @@ from ..space import Architecture
 from ..space.autosnn import CANDIDATES, POOL
 from ..supernet import OneShot, Slot
 
-__all__ = ["AutoSNN", "NAMES", "Sizes", "child", "supernet"]
+__all__ = ["NAMES", "AutoSNN", "Sizes", "child", "supernet"]
 
 #: outputs that are averaged for one class
 BOOST = 10
@@ -201,7 +201,9 @@ class FactorizedSkip(nn.Module):
 
 
 def child(
-    architecture: Architecture, sizes: Sizes | None = None, spiking_neuron: NeuronFactory | None = None
+    architecture: Architecture,
+    sizes: Sizes | None = None,
+    spiking_neuron: NeuronFactory | None = None,
 ) -> AutoSNN:
     """The network of an architecture, without the candidates that it has not.
 

@@ -11,15 +11,15 @@ ICASSP 2024 (arXiv 2307.00293).
 
 from __future__ import annotations
 
+import itertools
+
 from ... import checks
 from ..space.autost import Candidate
 
 __all__ = ["Candidate", "operations", "parameters"]
 
 
-def parameters(
-    candidate: Candidate, *, num_classes: int = 100, in_channels: int = 3
-) -> int:
+def parameters(candidate: Candidate, *, num_classes: int = 100, in_channels: int = 3) -> int:
     """How many parameters a candidate has.
 
     Args:
@@ -32,7 +32,7 @@ def parameters(
     """
     ratios, _, width = _checked(candidate)
     channels = (in_channels, width // 8, width // 4, width // 2, width)
-    maps = zip(channels[:-1], channels[1:], strict=True)
+    maps = itertools.pairwise(channels)
     stem = sum(9 * below * above + 2 * above for below, above in maps) + 9 * width**2 + 2 * width
     neurons = 3
     blocks = 0
@@ -96,7 +96,7 @@ def _stem_operations(width: int, in_channels: int, side: int, steps: int) -> flo
     channels = (in_channels, width // 8, width // 4, width // 2)
     area = steps * side * side
     total = 0.0
-    for below, above in zip(channels[:-1], channels[1:], strict=True):
+    for below, above in itertools.pairwise(channels):
         total += 9 * below * above * area + 3 * above * area
     total += area * channels[-1]  # the first pooling reads the third map
     half = area // 4

@@ -48,7 +48,9 @@ class SharedThresholdNode(host.FunctionalNode):
         super().__init__()
         self.threshold = threshold
 
-    def step(self, x: torch.Tensor, states: tuple[Any, ...]) -> tuple[torch.Tensor, tuple[Any, ...]]:
+    def step(
+        self, x: torch.Tensor, states: tuple[Any, ...]
+    ) -> tuple[torch.Tensor, tuple[Any, ...]]:
         """The spikes of one step, and what is left of the potential."""
         potential = LEAK * states[0] + x
         spike = _Above.apply(potential - self.threshold)
@@ -86,45 +88,61 @@ class FixedKernel(nn.Module):
 
     def convolved(self, x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
         """``x`` convolved with a kernel, ``[N, C, H, W]``."""
-        return F.conv2d(
-            same_padding(x, kernel.shape[-1], self.stride), kernel, stride=self.stride
-        )
+        return F.conv2d(same_padding(x, kernel.shape[-1], self.stride), kernel, stride=self.stride)
+
+
+#: a convolution with a kernel and its size
+Kernel = SuperKernel | FixedKernel
 
 
 class Block(nn.Module):
-    """Head and tail, with a shortcut where the shape stays."""
+    """Head and tail, with a shortcut where the shape stays; either may be missing.
 
-    def __init__(self, head: nn.Module, tail: nn.Module, threshold: nn.Parameter, skip: bool):
+    A convolution that a super-kernel has cut counts as missing: nothing of its norm reaches the
+    output.
+    """
+
+    head: Kernel | None
+    tail: Kernel | None
+
+    def __init__(
+        self,
+        head: Kernel | None,
+        tail: Kernel | None,
+        channels: int,
+        threshold: nn.Parameter,
+        skip: bool,
+    ):
         super().__init__()
         self.head, self.tail, self.skip = head, tail, skip
-        self.head_bn, self.tail_bn = (_norm(m.weight.shape[0]) for m in (head, tail))
-        self.head_neuron, self.tail_neuron = (SharedThresholdNode(threshold) for _ in range(2))
+        for name, conv in (("head", head), ("tail", tail)):
+            if conv is not None:
+                self.add_module(f"{name}_bn", _norm(channels))
+                self.add_module(f"{name}_neuron", SharedThresholdNode(threshold))
 
     def counted(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The block's output and its synaptic operations, summed over the batch."""
-        head, head_size = self.head.kernel()  # type: ignore[operator]
-        tail, tail_size = self.tail.kernel()  # type: ignore[operator]
-        h, operations = self._stage("head", x, head, head_size)
-        if not self._there(head) and self.skip:
-            h = x
-        q, more = self._stage("tail", h, tail, tail_size)
-        y = q if self._there(tail) else h if self._there(head) else 0 * q
+        after_head, operations = self._stage("head", x)
+        # where the shape changes there is no other way than through the head
+        h = x if after_head is None and self.skip else after_head
+        after_tail, more = self._stage("tail", x if h is None else h)
+        y = after_head if after_tail is None else after_tail
+        if y is None:
+            y = torch.zeros_like(x)
         return (y + x if self.skip else y), operations + more
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.counted(x)[0]
 
-    def _stage(
-        self, name: str, x: torch.Tensor, kernel: torch.Tensor, size: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        conv: Any = getattr(self, name)
-        norm, neuron = getattr(self, f"{name}_bn"), getattr(self, f"{name}_neuron")
-        y = neuron(norm(conv.convolved(x, kernel)))
-        return y, x.sum() * kernel.shape[0] * (size / conv.stride).square().sum()
-
-    @staticmethod
-    def _there(kernel: torch.Tensor) -> bool:
-        return bool(kernel.detach().any())
+    def _stage(self, name: str, x: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """What a convolution's neuron fires, None if it is missing, and its operations."""
+        conv = getattr(self, name)
+        if conv is None:
+            return None, x.new_zeros(())
+        kernel, size = conv.kernel()
+        y = getattr(self, f"{name}_neuron")(getattr(self, f"{name}_bn")(conv.convolved(x, kernel)))
+        operations = x.sum() * kernel.shape[0] * (size / conv.stride).square().sum()
+        return (y if bool(kernel.detach().any()) else None), operations
 
 
 class Branchless(nn.Module):
@@ -174,7 +192,13 @@ class Branchless(nn.Module):
         self.stem_bn = _norm(stem)
         self.stem_neuron = SharedThresholdNode(self.threshold)
         made = [
-            Block(FixedKernel(stem, first, 3), FixedKernel(first, first, 3), self.threshold, False)
+            Block(
+                FixedKernel(stem, first, 3),
+                FixedKernel(first, first, 3),
+                first,
+                self.threshold,
+                False,
+            )
         ]
         below = first
         for width in widths:
@@ -182,7 +206,7 @@ class Branchless(nn.Module):
                 stride = 2 if i == 0 else 1
                 head_conv = _convolution(below, width, stride, dropout, genes)
                 tail_conv = _convolution(width, width, 1, dropout, genes)
-                made.append(Block(head_conv, tail_conv, self.threshold, stride == 1))
+                made.append(Block(head_conv, tail_conv, width, self.threshold, stride == 1))
                 below = width
         self.blocks = nn.ModuleList(made)
         self.last = FixedKernel(below, head, 1)
@@ -200,7 +224,7 @@ class Branchless(nn.Module):
         return self.counted(x)[0]
 
     def counted(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits ``[T, N, classes]`` and the synaptic operations of the batch, which can be learned.
+        """Logits ``[T, N, classes]`` and synaptic operations of the batch, both with gradients.
 
         Every convolution but the stem's counts its input's spikes, times its outputs of each; its
         borders are not corrected.
@@ -214,7 +238,7 @@ class Branchless(nn.Module):
         genes = [
             kernel.decode()
             for block in self.blocks
-            for kernel in (block.head, block.tail)  # type: ignore[union-attr]
+            for kernel in (block.head, block.tail)
             if isinstance(kernel, SuperKernel)
         ]
         return self.space().architecture(*genes)
@@ -244,24 +268,16 @@ class _Above(torch.autograd.Function):
         return (x > 0).to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
         (x,) = ctx.saved_tensors
         return torch.where(x.abs() < 0.5, grad, 0)
 
 
-def _convolution(
-    below: int, above: int, stride: int, dropout: float, genes: Any
-) -> SuperKernel | FixedKernel:
+def _convolution(below: int, above: int, stride: int, dropout: float, genes: Any) -> Kernel | None:
     if genes is None:
         return SuperKernel(below, above, stride, dropout=dropout)
     gene = next(genes)
-    if gene == "skip":
-        return Cut(below, above)
-    return FixedKernel(below, above, int(gene[-1]), stride)
-
-
-class Cut(FixedKernel):
-    """A convolution that an architecture skips: there is no kernel."""
+    return None if gene == "skip" else FixedKernel(below, above, int(gene[-1]), stride)
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:

@@ -1,4 +1,4 @@
-r"""SNASNet: two cells of four nodes, with edges within a step and back to earlier nodes of the next.
+r"""SNASNet: two cells of four nodes, with edges forward in a step and back to the next one.
 
 With :math:`r_i` what came back to node i from the step before (0 at first) and :math:`o_{ij}` the
 operation on the edge i -> j,

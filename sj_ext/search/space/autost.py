@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ... import checks
 from .space import Choice, Gene, Space
@@ -89,10 +89,11 @@ def autost(size: str = "tiny") -> Space:
 
 def candidate(genes: Sequence[Gene]) -> Candidate:
     """The architecture in the paper's words."""
-    deepest, depth = (len(genes) - 2) // 2, int(genes[0])  # type: ignore[arg-type]
+    told: list[Any] = list(genes)
+    deepest, depth = (len(told) - 2) // 2, told[0]
     return Candidate(
-        tuple(genes[1 : 1 + depth]), tuple(genes[1 + deepest : 1 + deepest + depth]), genes[-1]
-    )  # type: ignore[arg-type]
+        tuple(told[1 : 1 + depth]), tuple(told[1 + deepest : 1 + deepest + depth]), told[-1]
+    )
 
 
 def genes_of(found: Candidate, deepest: int) -> tuple[Gene, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from ... import checks
@@ -62,11 +63,9 @@ def evolution_as_published(
     best: list[Architecture] = []
     for _ in range(generations):
         draws: list[tuple[int, Callable[[], Architecture]]] = []
-        if best:
-            draws = [
-                (mutants, lambda: mutated(space, rng.choice(best), rng, probability)),
-                (children, lambda: crossed(space, *rng.sample(best, 2), rng)),
-            ]
+        if len(best) > 1:
+            mutant = partial(_mutant, space, best, rng, probability)
+            draws = [(mutants, mutant), (children, partial(_child, space, best, rng))]
         fresh = _next_pool(evaluations, draws, constraints, pool, rng)
         if not fresh:
             break
@@ -127,6 +126,17 @@ def crossed(space: Space, a: Architecture, b: Architecture, rng: random.Random) 
     cut = rng.randrange(1, len(space.slots))
     genes = space.valid(a).genes[:cut] + space.valid(b).genes[cut:]
     return Architecture(space.name, space.repaired(genes))
+
+
+def _mutant(
+    space: Space, best: Sequence[Architecture], rng: random.Random, probability: float
+) -> Architecture:
+    return mutated(space, rng.choice(best), rng, probability)
+
+
+def _child(space: Space, best: Sequence[Architecture], rng: random.Random) -> Architecture:
+    a, b = rng.sample(best, 2)
+    return crossed(space, a, b, rng)
 
 
 def _next_pool(

@@ -73,7 +73,7 @@ def optuna_search(
         )
     study.set_user_attr("space", space.name)
     known = _known(study, space)
-    while len(study.trials) < trials:
+    for _ in range(trials - len(study.get_trials(deepcopy=False))):
         trial = study.ask()
         architecture = _asked(space, trial)
         if architecture is None or any(c.excess(architecture) > 0 for c in constraints):
@@ -98,7 +98,8 @@ def _asked(space: Space, trial: Any) -> Architecture | None:
 
 def _known(study: Any, space: Space) -> dict[Architecture, float | Sequence[float]]:
     """What the study evaluated before."""
-    told = [t for t in study.trials if t.values and "architecture" in t.user_attrs]
+    told = study.get_trials(deepcopy=False)
+    told = [t for t in told if t.values and "architecture" in t.user_attrs]
     return {space.from_json(t.user_attrs["architecture"]): t.values for t in told}
 
 

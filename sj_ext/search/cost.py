@@ -1,0 +1,140 @@
+"""What a network costs, per image: the figures that a search trades against accuracy."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+from torch import nn
+
+from .. import checks, host
+from ..analysis import synaptic_operations
+from ..analysis.energy import additions
+from ..observe import at_rest, watching
+
+__all__ = ["energy", "flops", "parameters", "spikes", "synops", "synops_penalty"]
+
+WEIGHTINGS = ("events", "nonzero")
+
+_POOLING = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+_COUNTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+
+
+def parameters(model: nn.Module) -> int:
+    """How many parameters a network has.
+
+    Args:
+        model: any network.
+
+    Raises:
+        TypeError: ``model`` is no module.
+    """
+    checks.module("model", model)
+    return sum(p.numel() for p in model.parameters())
+
+
+def flops(model: nn.Module, batch: torch.Tensor) -> float:
+    """Multiply-accumulates of one image if nothing were sparse, over all steps.
+
+    Args:
+        model: any network.
+        batch: as the network takes it, ``[N, *]``.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        RuntimeError: no convolution and no linear layer has run.
+    """
+    with _evaluated(model, batch):
+        return synaptic_operations(model, batch, samples=len(batch)).dense / len(batch)
+
+
+def energy(model: nn.Module, batch: torch.Tensor) -> float:
+    """Energy of one image in picojoules: 0.9 an accumulation, 4.6 a multiply-accumulate (45 nm).
+
+    Args:
+        model: any network.
+        batch: as the network takes it, ``[N, *]``.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        RuntimeError: no convolution and no linear layer has run.
+    """
+    with _evaluated(model, batch):
+        return synaptic_operations(model, batch, samples=len(batch)).energy_per_sample()
+
+
+def synops(model: nn.Module, batch: torch.Tensor, *, weighting: str = "events") -> float:
+    """Synaptic operations of one image: additions that its spikes cause in the layers behind them.
+
+    A layer that reads other values than whole numbers, such as the one that reads the image,
+    multiplies and counts nothing here.
+
+    Args:
+        model: any network.
+        batch: as the network takes it, ``[N, *]``.
+        weighting: ``'events'`` counts a value of 2, of a sum of spikes, as two additions, as the
+            papers do; ``'nonzero'`` as one.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: ``weighting`` is unknown.
+    """
+    checks.choice("weighting", weighting, WEIGHTINGS)
+    total = 0
+
+    def look(name: str, layer: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
+        nonlocal total
+        if bool((x == x.round()).all()):
+            events = x.abs() if weighting == "events" else (x != 0).to(x.dtype)
+            total += additions(layer, events, (layer.weight != 0).double())  # type: ignore[union-attr]
+
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, _COUNTED)}
+    with _evaluated(model, batch), watching(layers, look):
+        model(batch)
+    return total / len(batch)
+
+
+def spikes(model: nn.Module, batch: torch.Tensor, *, include_pooling: bool = False) -> float:
+    """Spikes of one image, summed over neurons and steps.
+
+    Args:
+        model: any network.
+        batch: as the network takes it, ``[N, *]``.
+        include_pooling: whether what leaves a pooling counts too, as AutoSNN's program has it.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+    """
+    kinds = (host.neuron.BaseNode, *_POOLING) if include_pooling else (host.neuron.BaseNode,)
+    seen: list[torch.Tensor] = []
+
+    def look(name: str, layer: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
+        seen.append(y.sum(dtype=torch.float64))  # no copy to the host for every layer and step
+
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, kinds)}
+    with _evaluated(model, batch), watching(layers, look):
+        model(batch)
+    return float(torch.stack(seen).sum()) / len(batch) if seen else 0.0
+
+
+def synops_penalty(operations: torch.Tensor, samples: int, *, weight: float = 0.1) -> torch.Tensor:
+    r"""The branchless supernet's term of the loss, :math:`w \cdot \mathrm{synops} / N / 10^9`.
+
+    Args:
+        operations: of the batch, as :meth:`~sj_ext.search.network.branchless.Branchless.counted`
+            gives them, ``[]``; gradients go through them to spikes, kernels and thresholds.
+        samples: N.
+        weight: w.
+
+    Raises:
+        ValueError: ``samples`` is below 1, or ``weight`` below 0.
+    """
+    checks.tensor("operations", operations)
+    weight = checks.number("weight", weight, at_least=0)
+    return weight * operations / checks.integer("samples", samples, at_least=1) / 1e9
+
+
+def _evaluated(model: nn.Module, batch: torch.Tensor) -> contextlib.AbstractContextManager[None]:
+    checks.module("model", model)
+    checks.tensor("batch", batch)
+    return at_rest(model)
