@@ -16,6 +16,7 @@ from . import (
     model,
     neuron,
     pruning,
+    search,
     surrogate,
 )
 from ._version import __version__
@@ -39,6 +40,7 @@ __all__ = [
     "pruning",
     "register",
     "registered",
+    "search",
     "surrogate",
     "swap_neurons",
     "unregister",

@@ -6,7 +6,7 @@ import sys
 from types import ModuleType
 from typing import NamedTuple
 
-from . import ann2snn, functional, host, layer, memory, model, neuron, pruning, surrogate
+from . import ann2snn, functional, host, layer, memory, model, neuron, pruning, search, surrogate
 
 __all__ = ["Registration", "register", "registered", "unregister"]
 
@@ -58,7 +58,7 @@ SUBMODULES: dict[ModuleType, dict[str, ModuleType]] = {
         "threshold": ann2snn.threshold,
     },
     host.model: {"transformer": model.transformer, "trevsnn": model.trevsnn},
-    sys.modules[HOST_ROOT]: {"memory": memory, "pruning": pruning},
+    sys.modules[HOST_ROOT]: {"memory": memory, "pruning": pruning, "search": search},
 }
 
 

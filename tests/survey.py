@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +16,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from sj_ext import host
+from sj_ext import host, search
 
 BOTH, NEW, OLD, OURS = (1, 2), (2,), (1,), "sj_ext"
 T = 4
@@ -172,6 +173,24 @@ def _liaf(node_class):
 def _reversible_in_depth(sequence_class):
     sequence = sequence_class([(nn.Conv1d(2, 2, 1), nn.Identity())], dim=1)
     return sequence(torch.rand(2, 4, 6))
+
+
+def _autosnn(supernet):
+    sizes = search.network.autosnn.Sizes(
+        channels=(4, 4), strides=(1, 2), stem=4, image_size=8, T=T, num_classes=3
+    )
+    return supernet((False, True), sizes)(torch.rand(2, 3, 8, 8))
+
+
+def _branchless(model_class):
+    model = model_class(3, T, stem=3, first=4, widths=(4,), blocks=2, head=5)
+    return model(torch.rand(2, 3, 8, 8))
+
+
+def _searched_snasnet(model_class):
+    architecture = search.snasnet("forward").sample(random.Random(0))
+    model = model_class(architecture, 3, T, channels=4, image_size=8, hidden=8, cluster=2)
+    return model(torch.rand(2, 3, 8, 8))
 
 
 def _snas(model_class):
@@ -457,16 +476,30 @@ METHODS = (
         "MS-ResNet",
         (_model("model.ms_resnet.ms_resnet18", NEW, 32, in_time=False, T=T, num_classes=5),),
     ),
-    Method("convolutional", "SNASNet", (Name("model.snas_net.SNASNet", NEW, _snas),)),
+    Method(
+        "convolutional",
+        "SNASNet",
+        (
+            Name("model.snas_net.SNASNet", NEW, _snas),
+            Name("search.network.snasnet.SNASNet", OURS, _searched_snasnet),
+        ),
+        note="the model; its search is `search.snasnet` and `search.score.spike_patterns`",
+    ),
     Method(
         "convolutional",
         "T-RevSNN",
         (_model("model.trevsnn_tiny", OURS, 32, in_time=False, num_classes=5),),
     ),
-    Method("convolutional", "AutoSNN"),
+    Method(
+        "convolutional",
+        "AutoSNN",
+        (Name("search.network.autosnn.supernet", OURS, _autosnn),),
+        note="with `search.autosnn` and `search.evolution_as_published`",
+    ),
     Method(
         "convolutional",
         "branchless spiking supernet with synaptic-operation-aware search",
+        (Name("search.network.branchless.Branchless", OURS, _branchless),),
     ),
     Method(
         "transformers",

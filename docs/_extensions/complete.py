@@ -48,6 +48,13 @@ MODULES = (
     "sj_ext.neuron.published",
     "sj_ext.pruning",
     "sj_ext.pruning.resources",
+    "sj_ext.search",
+    "sj_ext.search.cost",
+    "sj_ext.search.network.autosnn",
+    "sj_ext.search.network.autost",
+    "sj_ext.search.network.branchless",
+    "sj_ext.search.network.snasnet",
+    "sj_ext.search.score",
     "sj_ext.surrogate",
 )
 

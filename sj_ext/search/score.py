@@ -28,7 +28,7 @@ from torch import nn
 
 from .. import checks, host
 from ..observe import watching
-from .network import autost
+from .network.autost import Candidate, operations
 
 __all__ = ["autost_score", "hamming", "pattern_kernel", "spike_patterns"]
 
@@ -82,20 +82,20 @@ def hamming(
     return float(torch.linalg.slogdet(kernel)[1])
 
 
-def autost_score(candidate: autost.Candidate, **setting: Any) -> float:
+def autost_score(candidate: Candidate, **setting: Any) -> float:
     """AutoST's score: operations of an image in units of 10^9, by formula, with no model built.
 
     Args:
         candidate: the architecture in the paper's words, see
             :func:`sj_ext.search.space.autost.candidate`.
-        **setting: the arguments of :func:`sj_ext.search.network.autost.operations`.
+        **setting: the arguments of :func:`operations`.
 
     Raises:
         ValueError: as :func:`sj_ext.search.network.autost.operations`.
 
     Source: Wang et al., "AutoST", ICASSP 2024 (arXiv 2307.00293).
     """
-    return autost.operations(candidate, **setting) / 1e9
+    return operations(candidate, **setting) / 1e9
 
 
 def pattern_kernel(

@@ -42,10 +42,18 @@ class SharedThresholdNode(host.FunctionalNode):
 
     Args:
         threshold: :math:`\theta`, ``[1]``, of the network.
+
+    Shapes:
+        ``[N, *]`` in step mode ``'s'``, ``[T, N, *]`` in ``'m'``; the same out.
+
+    Raises:
+        TypeError: ``threshold`` is no parameter.
     """
 
     def __init__(self, threshold: nn.Parameter):
         super().__init__()
+        if not isinstance(threshold, nn.Parameter):
+            raise TypeError(f"threshold must be a parameter of the network, got {threshold!r}")
         self.threshold = threshold
 
     def step(

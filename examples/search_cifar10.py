@@ -1,0 +1,301 @@
+"""Search an architecture on CIFAR-10 under a limit of synaptic operations, and retrain it.
+
+A small AutoSNN supernet is trained one path at a time. Evolution looks for the path with the
+highest accuracy on held-out training images among those whose synaptic operations stay below a
+limit. The winner is then trained from scratch beside a random architecture of about the same cost.
+
+    python examples/search_cifar10.py --data-dir CIFAR10
+    python examples/search_cifar10.py --short                 # scikit-learn's digits, a minute
+    python examples/search_cifar10.py --data-dir CIFAR10 --seeds 3 --output runs/search
+
+Source of space and evolution: Na et al., "AutoSNN", ICML 2022 (arXiv 2201.12738).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from data import cifar10, digits
+from torch import nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from sj_ext import host, search
+from sj_ext.functional import sdt_cross_entropy
+from sj_ext.search.network.autosnn import Sizes, child, supernet
+
+#: slots: whether each is a pooling
+POOLED = (False, True, False, False, True, False)
+
+Split = tuple[torch.Tensor, torch.Tensor]
+
+
+# ---- data ----------------------------------------------------------------------------------------
+
+
+def load(arguments: argparse.Namespace) -> tuple[Split, Split, Split]:
+    """Images to train with, to choose by, and to test on, standardised, and their labels."""
+    if arguments.data_dir is None:
+        (x, y), (x_test, y_test) = (split.tensors for split in digits(arguments.size))
+        x, x_test = x.expand(-1, 3, -1, -1), x_test.expand(-1, 3, -1, -1)
+    else:
+        (x, y), (x_test, y_test) = (
+            cifar10(arguments.data_dir, train, limit, download=True)
+            for train, limit in ((True, arguments.images), (False, arguments.test_images))
+        )
+        x, x_test = (F.adaptive_avg_pool2d(p.float() / 255, arguments.size) for p in (x, x_test))
+    mean, std = x.mean((0, 2, 3), keepdim=True), x.std((0, 2, 3), keepdim=True)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    cut = len(x) * 4 // 5
+    parts = [(x[i], y[i]) for i in (order[:cut], order[cut:])]
+    return tuple(((a - mean) / std, b) for a, b in (*parts, (x_test, y_test)))
+
+
+# ---- training ------------------------------------------------------------------------------------
+
+
+def fit(
+    net: nn.Module,
+    data: Split,
+    epochs: int,
+    seed: int,
+    arguments: argparse.Namespace,
+    before: Callable[[], object] = lambda: None,
+    what: str = "training",
+) -> None:
+    """Train with Adam and a cosine rate; ``before`` runs before every batch."""
+    x, y = data
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.Adam(net.parameters(), lr=arguments.lr)
+    steps = epochs * (len(x) // arguments.batch_size)
+    rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
+    bar = tqdm(total=steps, desc=what, leave=False, disable=None)
+    net.train()
+    for _ in range(epochs):
+        order = torch.randperm(len(x), generator=generator)[
+            : len(x) // arguments.batch_size * arguments.batch_size
+        ]
+        for part in order.split(arguments.batch_size):
+            before()
+            flipped = torch.rand(len(part), generator=generator) < 0.5
+            images = torch.where(flipped[:, None, None, None], x[part].flip(-1), x[part])
+            optimizer.zero_grad()
+            loss = sdt_cross_entropy(4 * net(images), y[part])
+            loss.backward()
+            optimizer.step()
+            rate.step()
+            host.functional.reset_net(net)
+            bar.update()
+            bar.set_postfix(loss=f"{loss.item():.3f}")
+    bar.close()
+
+
+@torch.no_grad()
+def accuracy(net: nn.Module, data: Split) -> float:
+    """Share of images whose class has the highest output, summed over the steps."""
+    net.eval()
+    right = 0
+    for x, y in zip(*(t.split(250) for t in data), strict=True):
+        right += int((net(x).sum(0).argmax(1) == y).sum())
+        host.functional.reset_net(net)
+    return right / len(data[1])
+
+
+# ---- search --------------------------------------------------------------------------------------
+
+
+def run(seed: int, splits, space, sizes, arguments) -> dict:
+    """One seed: supernet, search, and two networks of about the same cost trained from scratch."""
+    train, choose, test = splits
+    torch.manual_seed(seed)
+    rng = random.Random(seed)
+    net = supernet(POOLED, sizes)
+    sample = choose[0][:64]
+    fit(
+        net,
+        train,
+        arguments.epochs,
+        seed,
+        arguments,
+        lambda: net.sample_path(space, rng),
+        "supernet",
+    )
+    costs: dict = {}
+
+    def synops(architecture) -> float:
+        if architecture not in costs:
+            net.activate(space, architecture)
+            costs[architecture] = search.cost.synops(net, sample)
+        return costs[architecture]
+
+    def value(architecture) -> float:
+        net.activate(space, architecture)
+        net.recalibrate(train[0][:512].split(128))
+        return accuracy(net, choose)
+
+    draws = [synops(space.sample(rng)) for _ in range(20)]
+    limit = arguments.limit or sorted(draws)[len(draws) // 2]
+    bar = tqdm(
+        total=arguments.generations * arguments.pool, desc="search", leave=False, disable=None
+    )
+
+    def watched(architecture) -> float:
+        bar.update()
+        return value(architecture)
+
+    found = search.evolution_as_published(
+        space,
+        watched,
+        seed=seed,
+        generations=arguments.generations,
+        pool=arguments.pool,
+        parents=max(2, arguments.pool // 2),
+        mutants=arguments.pool // 2,
+        children=arguments.pool // 2,
+        constraints=[search.Constraint(synops, limit, "synaptic operations")],
+        record=arguments.output / f"search-{seed}.json" if arguments.output else None,
+    )
+    bar.close()
+    rival = alike(space, rng, synops, synops(found.best), found.best)
+    row = {"seed": seed, "limit": limit, "history": [[v, synops(a)] for a, v in found.history]}
+    for name, architecture in (("found", found.best), ("random", rival)):
+        torch.manual_seed(seed)
+        built = child(architecture, sizes)
+        fit(built, train, arguments.retrain, seed, arguments, what=f"retraining the {name} one")
+        row[name] = {
+            "genes": [gene for gene in architecture if gene != "pool"],
+            "supernet": value(architecture),
+            "accuracy": accuracy(built, test),
+            "synops": search.cost.synops(built, sample),
+            "parameters": search.cost.parameters(built),
+        }
+    return row
+
+
+def alike(space, rng, synops, wanted: float, found):
+    """Of architectures at random, other than the one that was found, the one of nearest cost."""
+    draws = {space.sample(rng) for _ in range(30)} - {found}
+    return min(sorted(draws, key=str), key=lambda a: abs(synops(a) / wanted - 1))
+
+
+# ---- what is shown -------------------------------------------------------------------------------
+
+
+def table(rows: list[dict]) -> str:
+    lines = ["seed  network  accuracy  million synops  parameters  blocks"]
+    for row in rows:
+        for name in ("found", "random"):
+            r = row[name]
+            lines.append(
+                f"{row['seed']:4}  {name:7}  {r['accuracy']:8.3f}  {r['synops'] / 1e6:14.3f}  "
+                f"{r['parameters']:10,}  {' '.join(r['genes'])}"
+            )
+    ahead = [row["found"]["accuracy"] - row["random"]["accuracy"] for row in rows]
+    verdict = f"found minus random: {', '.join(f'{100 * d:+.1f}' for d in ahead)} points"
+    return "\n".join([*lines, verdict])
+
+
+def plot(rows: list[dict], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 4))
+    for row in rows:
+        values, operations = zip(*row["history"], strict=True)
+        axes.scatter(
+            [o / 1e6 for o in operations], values, s=12, alpha=0.6, label=f"seed {row['seed']}"
+        )
+        axes.axvline(row["limit"] / 1e6, color="grey", linewidth=0.8)
+    axes.set_xlabel("million synaptic operations an image")
+    axes.set_ylabel("accuracy of the path in the supernet")
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=130, bbox_inches="tight", transparent=True)
+    pyplot.close(figure)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add = parser.add_argument
+    add("--data-dir", type=Path, help="folder with CIFAR-10; else scikit-learn's digits")
+    add(
+        "--output",
+        type=Path,
+        help="folder for the record, which a run that was stopped goes on with",
+    )
+    add("--images", type=int, default=8000, help="training images, a fifth of them to choose by")
+    add("--test-images", type=int, default=2000)
+    add("--size", type=int, default=16, help="pixels that the images are averaged down to")
+    add("--width", type=int, default=8, help="channels of the first stage")
+    add("--num-steps", type=int, default=4, help="T")
+    add("--epochs", type=int, default=12, help="of the supernet")
+    add("--retrain", type=int, default=8, help="epochs of each network from scratch")
+    add("--generations", type=int, default=5)
+    add("--pool", type=int, default=10, help="architectures in a generation")
+    add("--limit", type=float, help="synaptic operations an image; else the median of random ones")
+    add("--batch-size", type=int, default=64)
+    add("--lr", type=float, default=3e-3)
+    add("--seed", type=int, default=0, help="the first one")
+    add("--seeds", type=int, default=1, help="how many runs")
+    add("--short", action="store_true", help="a small run whose figures mean nothing")
+    arguments = parser.parse_args()
+    if arguments.short:
+        arguments.size, arguments.width, arguments.num_steps = 8, 4, 2
+        arguments.epochs, arguments.retrain, arguments.generations, arguments.pool = 1, 1, 2, 4
+    for name in (
+        "images",
+        "test_images",
+        "size",
+        "width",
+        "num_steps",
+        "pool",
+        "seeds",
+        "batch_size",
+    ):
+        if getattr(arguments, name) < 1:
+            parser.error(
+                f"--{name.replace('_', '-')} must be at least 1, got {getattr(arguments, name)}"
+            )
+    if arguments.size % 4:
+        parser.error(f"--size must be a multiple of 4, got {arguments.size}")
+    if arguments.data_dir is not None and not arguments.data_dir.is_dir():
+        parser.error(f"--data-dir must be a folder, got {arguments.data_dir}")
+    return arguments
+
+
+def main() -> None:
+    arguments = parse()
+    if arguments.output:
+        arguments.output.mkdir(parents=True, exist_ok=True)
+    splits = load(arguments)
+    width = arguments.width
+    sizes = Sizes(
+        channels=(width, width, 2 * width, 2 * width, 2 * width, 4 * width),
+        strides=(1, 2, 1, 1, 2, 1),
+        stem=width,
+        image_size=arguments.size,
+        T=arguments.num_steps,
+    )
+    space = search.autosnn(slots=POOLED)
+    print(f"{len(splits[0][1])} images to train, {len(splits[1][1])} to choose, {space.size} ways")
+    rows = []
+    for seed in range(arguments.seed, arguments.seed + arguments.seeds):
+        rows.append(run(seed, splits, space, sizes, arguments))
+        print(table(rows[-1:]), flush=True)
+    if len(rows) > 1:
+        print(table(rows))
+    if arguments.output:
+        (arguments.output / "search.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
+        plot(rows, arguments.output / "search.png")
+
+
+if __name__ == "__main__":
+    main()
