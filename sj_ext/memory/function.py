@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from ..layer.temporal_reversible.replay import AutocastState, Shadows
+from ..layer.temporal_reversible.replay import AutocastState
+from ..layer.temporal_reversible.stand_ins import StandIns
 from .planes import Held, hold_slices, slice_sizes
 from .segment import Records, Segment
 from .statistics import GradientSums, StatisticsSums, update_running
@@ -87,10 +88,10 @@ class _Compact(torch.autograd.Function):
         saved = _saved_tensors(ctx)
         count = len(ctx.parameters)
         records = ctx.records.with_tensors(saved[count:])
-        shadows = Shadows(ctx.segment.modules, ctx.parameters, saved[:count])
-        with shadows.in_place(), ctx.autocast.again(), _in_modes(ctx.segment, ctx.modes):
+        stand_ins = StandIns(ctx.segment.modules, ctx.parameters, saved[:count])
+        with stand_ins.in_place(), ctx.autocast.again(), _in_modes(ctx.segment, ctx.modes):
             needs = ctx.needs_input_grad[1]
-            run = _Backward(ctx.segment, ctx.sizes, records, ctx.like, needs, shadows.leaves)
+            run = _Backward(ctx.segment, ctx.sizes, records, ctx.like, needs, stand_ins.leaves)
             run.run(grad)
         return None, run.grad_x, *run.grads
 

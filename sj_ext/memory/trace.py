@@ -16,7 +16,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from ..layer.temporal_reversible.replay import RandomState
+from ..layer.temporal_reversible.randomness import RandomState
 from ..observe import at_rest
 from .kinds import Step, steps_of, why_not
 from .neurons import fires_by_surrogate

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sj_ext.layer.temporal_reversible.record import anchor_steps
+from sj_ext.layer.temporal_reversible.anchors import anchor_steps
 
 
 @given(

@@ -29,7 +29,7 @@ from sj_ext.analysis import activation_memory
 from sj_ext.functional import loss as loss_module
 from sj_ext.functional import tet_cross_entropy
 from sj_ext.layer import TemporalReversible
-from sj_ext.layer.temporal_reversible import recorder, replay
+from sj_ext.layer.temporal_reversible import randomness, recorder
 from sj_ext.model import TRevSNN
 
 TITLE = "Scale: T-RevSNN at 1024 x 1024, T = 64 and a billion parameters"
@@ -154,7 +154,7 @@ def without_values() -> Iterator[None]:
         enter = stack.enter_context
         enter(mock.patch.object(TemporalReversible, "_decay", lambda own, a: torch.nn.Parameter(a)))
         enter(mock.patch.object(recorder.Recorder, "_anchors", anchors))
-        enter(mock.patch.object(replay.RandomState, "get", lambda own: []))
+        enter(mock.patch.object(randomness.RandomState, "get", lambda own: []))
         enter(mock.patch.object(loss_module, "_check_values", lambda *arguments: None))
         enter(FakeTensorMode(allow_non_fake_inputs=True))
         yield

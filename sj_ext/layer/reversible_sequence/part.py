@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn.utils.stateless import _reparametrize_module as swapped_tensors
 
 from ... import host
-from ..temporal_reversible.record import Bits
-from ..temporal_reversible.replay import RandomState, Start
+from ...ops.layouts import Layout
+from ..temporal_reversible.randomness import RandomState, Start
 
 __all__ = ["Fired", "Readers", "recorded", "replayed", "run_from_rest", "split", "without_trace"]
 
@@ -44,7 +44,7 @@ class Fired:
     """What one neuron fired in one call: bits with their layout, or values that are no spikes."""
 
     held: torch.Tensor
-    layout: Bits | None
+    layout: Layout | None
     dtype: torch.dtype
 
     @classmethod
@@ -52,7 +52,7 @@ class Fired:
         mask = y != 0
         if not torch.equal(mask.to(y.dtype), y):
             return cls(y.detach(), None, y.dtype)
-        return cls(Bits.like(y).pack(mask), Bits.like(y), y.dtype)
+        return cls(Layout.like(y).pack(mask), Layout.like(y), y.dtype)
 
     def again(self) -> torch.Tensor:
         return self.held if self.layout is None else self.layout.unpack(self.held).to(self.dtype)

@@ -11,12 +11,9 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from ..temporal_reversible.replay import (
-    AutocastState,
-    Draws,
-    Start,
-    foreign_leaves,
-)
+from ..temporal_reversible.randomness import Draws, Start
+from ..temporal_reversible.replay import AutocastState
+from ..temporal_reversible.stand_ins import foreign_leaves
 from .part import Fired, Readers, recorded, replayed, run_from_rest, split, without_trace
 
 __all__ = ["Parts", "run_reversibly"]
@@ -86,7 +83,7 @@ def _forward(call: _Call, x_seq: torch.Tensor) -> torch.Tensor:
             nodes = call.readers.of(part, x)
             run = functools.partial(run_from_rest, part, x)
             again = functools.partial(recorded, nodes, run)
-            (y, fired), start = draws.run(id(part), again)  # type: ignore[arg-type]
+            (y, fired), start = draws.run(id(part), again)
             call.runs.append(_Run(part, nodes, fired, start))
             streams[side] = streams[side] + y
     return torch.cat(streams, call.dim)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .replay import Draws, Start
+from .randomness import Draws, Start
 
 __all__ = ["Call", "integrate", "roll_out"]
 
@@ -43,11 +43,33 @@ class Call:
     def __post_init__(self) -> None:
         steps = range(len(self.modules))
         self.num_levels = len(self.modules[0])
+        #: the steps, as many at a time as a level runs as one batch
         self.spans = [steps[t : t + self.chunk] for t in steps[:: self.chunk]]
 
     @property
     def num_steps(self) -> int:
         return len(self.modules)
+
+    def before(self, span: range) -> range | None:
+        """The span before this one; None for the state that the call starts from."""
+        return self.span_of(span.start - 1) if span.start else None
+
+    def after(self, span: range | None) -> range | None:
+        """The span that comes next, None behind the last one."""
+        done = 0 if span is None else span.stop
+        return self.span_of(done) if done < self.num_steps else None
+
+    def span_of(self, t: int) -> range:
+        """The span that a step is part of."""
+        return self.spans[t // self.chunk]
+
+    def module(self, span: range, level: int) -> nn.Module:
+        """F_level over a span."""
+        return self.modules[span.start][level]
+
+    def decay(self, t: int, level: int) -> int:
+        """The place of a_level of step t among the decays."""
+        return self.decay_index[t][level]
 
     def input_of(self, inputs: Sequence[torch.Tensor], span: range) -> torch.Tensor:
         """x over the steps of a span, as one batch."""
@@ -77,10 +99,10 @@ class Call:
         own = (p for module in modules for p in module.parameters())
         return list({id(p): p for p in (*own, *self.surrogate_parameters())}.values())
 
-    def has_consumer(self, span: int, level: int) -> bool:
-        """Whether a level reads the spikes of a span; number -1 is the state before the call."""
-        below = span >= 0 and level + 1 < self.num_levels
-        above = self.feedback and level >= 1 and span + 1 < len(self.spans)
+    def has_consumer(self, span: range | None, level: int) -> bool:
+        """Whether a level reads the spikes of a span; None is the state before the call."""
+        below = span is not None and level + 1 < self.num_levels
+        above = self.feedback and level >= 1 and self.after(span) is not None
         return below or above
 
 
@@ -88,14 +110,14 @@ class Observer:
     """Sees what :func:`roll_out` computes; the default looks at nothing."""
 
     def ran(
-        self, span: int, level: int, f: torch.Tensor, u: Sequence[torch.Tensor], start: Start
+        self, span: range, level: int, f: torch.Tensor, u: Sequence[torch.Tensor], start: Start
     ) -> None:
         """F_level gave f over a span, and the potentials after its steps are u.
 
-        ``start`` is what its random numbers started from, see :class:`~.replay.Draws`.
+        ``start`` is what its random numbers started from, see :class:`~.randomness.Draws`.
         """
 
-    def fired(self, span: int, level: int, u: torch.Tensor, spikes: torch.Tensor) -> None:
+    def fired(self, span: range, level: int, u: torch.Tensor, spikes: torch.Tensor) -> None:
         """The spikes of the potentials u of a span; asked for only where a level reads them."""
 
 
@@ -118,27 +140,27 @@ def roll_out(
     u: list[Any] = list(states)
     spikes: list[Any] = [None] * call.num_levels
     for level in range(1, call.num_levels):
-        if u[level] is not None and call.has_consumer(-1, level):
+        if u[level] is not None and call.has_consumer(None, level):
             spikes[level] = call.fire(u[level])
     u_top = []
-    for number, span in enumerate(call.spans):
+    for span in call.spans:
         for level in range(call.num_levels):
             below = call.input_of(inputs, span) if level == 0 else spikes[level - 1]
             above = spikes[level + 1] if call.feedback and level < top else None
             f, start = draws.run(level, partial(run_level, call, span, level, below, above))
             potentials = []
             for t, f_t in zip(span, split(f, span, level), strict=True):
-                decay = decays[call.decay_index[t][level]]
+                decay = decays[call.decay(t, level)]
                 u[level] = integrate(f_t, u[level], decay, t, level)
                 potentials.append(u[level])
-            observer.ran(number, level, f, potentials, start)
+            observer.ran(span, level, f, potentials, start)
             if level == top:
                 u_top += potentials
             spikes[level] = None
-            if call.has_consumer(number, level):
+            if call.has_consumer(span, level):
                 together = joined(potentials)
                 spikes[level] = call.fire(together)
-                observer.fired(number, level, together, spikes[level])
+                observer.fired(span, level, together, spikes[level])
                 del together
             del below, above, f, f_t, potentials
     return torch.stack(u_top), u
@@ -171,7 +193,7 @@ def run_level(
         RuntimeError: the level changed one of its inputs in place.
     """
     t = span[0]
-    module = call.modules[t][level]
+    module = call.module(span, level)
     versions = _versions(below, above)
     f = module(below, above)
     if not isinstance(f, torch.Tensor) or not f.is_floating_point():

@@ -15,17 +15,18 @@ level l + 1 at t and level l - 1 at t + 1, is complete when level l is reached.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
 
-from .dynamics import Call, joined, roll_out, run_level, split
-from .record import Fingerprints, relative_differences
-from .recorder import Needs, Options, Recorder
-from .replay import AutocastState, Shadows, foreign_leaves
+from .dynamics import Call, joined, roll_out, split
+from .needs import Needs
+from .recorder import Options, Recorder
+from .replay import AutocastState, Replay
+from .stand_ins import StandIns, foreign_leaves
 
 __all__ = ["run_reversibly"]
 
@@ -66,15 +67,7 @@ class _Undo(torch.autograd.Function):
         needed = _split(sizes, ctx.needs_input_grad[3:])
         states = carried or [None] * call.num_levels
         state_needs = needed[1] or [False] * call.num_levels
-        needs_of = {id(p): need for p, need in zip(parameters, needed[3], strict=True)}
-        surrogate_needs = any(needs_of[id(p)] for p in call.surrogate_parameters())
-        of_module = {
-            module: surrogate_needs or any(needs_of[id(p)] for p in module.parameters())
-            for column in call.modules
-            for module in column
-        }
-        of_modules = [[of_module[module] for module in column] for column in call.modules]
-        needs = Needs(call, needed[0], state_needs, needed[2], of_modules)
+        needs = Needs(call, needed[0], state_needs, needed[2], needed[3])
 
         ctx.set_materialize_grads(False)
         ctx.autocast = AutocastState(inputs[0].device.type)
@@ -115,6 +108,24 @@ def _saved_tensors(ctx: Any) -> tuple[torch.Tensor, ...]:
         ) from error
 
 
+@dataclass
+class LevelState:
+    """Where one level stands while the call is undone."""
+
+    #: the potential after the step that comes next, None where it is not known
+    u: torch.Tensor | None = None
+    #: G of the step that was undone last
+    grad_u: torch.Tensor | None = None
+    #: H of the step that comes next, of a decay that is shared over time
+    h: torch.Tensor | None = None
+    #: gradient of the spikes of the step that comes next, as far as it has arrived
+    grad_spikes: torch.Tensor | None = None
+
+    def add_grad_spikes(self, grad: torch.Tensor | None) -> None:
+        if grad is not None:
+            self.grad_spikes = grad if self.grad_spikes is None else self.grad_spikes + grad
+
+
 class _Undoing:
     """The state of one backward pass."""
 
@@ -125,40 +136,33 @@ class _Undoing:
         self.options: Options = ctx.options
         self.autocast: AutocastState = ctx.autocast
         self.inputs, carried, self.decays, self.parameters = groups
-        #: the parameters that the modules have, whose values ``parameters`` are
-        self.owned: list[torch.Tensor] = ctx.parameters
-        levels = self.call.num_levels
-        self.states: list[torch.Tensor | None] = [*carried] or [None] * levels
+        self.states: list[torch.Tensor | None] = list(carried) or [None] * self.call.num_levels
         self.kept = kept
-        # by level, of the step that was undone last:
-        self.grad_u: list[torch.Tensor | None] = [None] * levels
-        self.grad_spikes: list[torch.Tensor | None] = [None] * levels
-        self.h: list[torch.Tensor | None] = [None] * levels
-        self.u: list[torch.Tensor | None] = [None] * levels
-        # by place among the function's inputs:
+        everything = [module for column in self.call.modules for module in column]
+        if isinstance(self.call.surrogate_function, torch.nn.Module):
+            everything.append(self.call.surrogate_function)
+        # ctx.parameters are those that the modules have, whose values ``parameters`` are
+        self.stand_ins = StandIns(everything, ctx.parameters, self.parameters)
+        self.replay = Replay(self.recorder, kept, self.stand_ins)
+        self.levels = [LevelState() for _ in range(self.call.num_levels)]
         self.grad_inputs: list[torch.Tensor | None] = [None] * len(self.inputs)
         self.grad_decays = _Sums(len(self.decays))
         self.grad_parameters = _Sums(len(self.parameters))
-        self.fingerprints: dict[tuple[int, int], torch.Tensor] = {}
-        self._fingerprints = Fingerprints()
         self.checked: set[torch.nn.Module] = set()
 
     def run(
         self, grad_top: torch.Tensor | None, grad_final: Sequence[torch.Tensor | None]
     ) -> list[torch.Tensor | None]:
+        """Gradients of inputs, states, decays and parameters."""
         call = self.call
-        everything = [module for column in call.modules for module in column]
-        if isinstance(call.surrogate_function, torch.nn.Module):
-            everything.append(call.surrogate_function)
-        shadows = Shadows(everything, self.owned, self.parameters)
         self.grad_top, self.grad_final = grad_top, grad_final
-        with shadows.in_place() as self.shadows, self.autocast.again():
-            for span in reversed(range(len(call.spans))):
+        with self.stand_ins.in_place(), self.autocast.again():
+            for span in reversed(call.spans):
                 for level in reversed(range(call.num_levels)):
                     if self.needs.of(span, level):
                         self._undo(span, level)
             grad_states = [self._before_the_call(level) for level in range(call.num_levels)]
-        self._check_replay()
+        self.replay.check(self.options.replay_tolerance)
         if self.states[0] is None:
             grad_states = []
         return [
@@ -168,29 +172,25 @@ class _Undoing:
             *self.grad_parameters.like(self.parameters),
         ]
 
-    def _undo(self, number: int, level: int) -> None:
-        span = self.call.spans[number]
+    def _undo(self, span: range, level: int) -> None:
+        state = self.levels[level]
         arriving = self._arriving(span, level)
-        silent = self.grad_u[level] is None and self.grad_spikes[level] is None
-        if (
-            silent
-            and not any(arriving)
-            and self.u[level] is None
-            and not any((t, level) in self.recorder.potentials for t in span)
-        ):
+        silent = state.grad_u is None and state.grad_spikes is None
+        known = state.u is not None or self.recorder.trace(span, level).potentials
+        if silent and not any(arriving) and not known:
             return
-        below, above = self._sources(number, level)
-        f = self._replay(number, level, below, above)
+        below, above = self._sources(span, level)
+        f = self.replay.run(span, level, below, above)
         currents = split(f.detach(), span, level)
         after, before = self._potentials(span, level, currents)
-        grads = self._grads_u(number, level, arriving, after)
+        grads = self._grads_u(span, level, arriving, after)
         if grads is None:
             return
-        self._push(number, level, f, below, above, joined(grads))
+        self._push(span, level, f, below, above, joined(grads))
         del f, below, above
         for t, current, u, grad in reversed(list(zip(span, currents, before, grads, strict=True))):
             self._grad_decay(t, level, current, u, grad)
-        self.grad_u[level] = grads[0]
+        state.grad_u = grads[0]
 
     def _arriving(self, span: range, level: int) -> list[list[torch.Tensor]]:
         """The gradients of the outputs that belong to each step's potential."""
@@ -207,47 +207,47 @@ class _Undoing:
         self, span: range, level: int, currents: Sequence[torch.Tensor]
     ) -> tuple[list[torch.Tensor | None], list[torch.Tensor | None]]:
         """u[t] and u[t-1] for the steps t of a span, None where they are not known."""
-        kept = self.recorder.potentials
+        state = self.levels[level]
         after: list[torch.Tensor | None] = []
         before: list[torch.Tensor | None] = []
         for t, f in reversed(list(zip(span, currents, strict=True))):
-            if (t, level) in kept:
-                self.u[level] = self.kept[kept[t, level]]
-            u = self.u[level]
+            u = self._kept_potential(t, level)
+            u = state.u if u is None else u
             after.insert(0, u)
-            if t == 0:
-                u = self.states[level]
-            elif (t - 1, level) in kept:
-                u = self.kept[kept[t - 1, level]]
-            elif u is not None:
-                u = (u - f).div_(self.decays[self.call.decay_index[t][level]])
-            before.insert(0, u)
-            self.u[level] = u
+            earlier = self.states[level] if t == 0 else self._kept_potential(t - 1, level)
+            if t and earlier is None and u is not None:
+                earlier = (u - f).div_(self.decays[self.call.decay(t, level)])
+            before.insert(0, earlier)
+            state.u = earlier
         return after, before
+
+    def _kept_potential(self, t: int, level: int) -> torch.Tensor | None:
+        place = self.recorder.potential(t, level)
+        return None if place is None else self.kept[place]
 
     def _grads_u(
         self,
-        number: int,
+        span: range,
         level: int,
         arriving: list[list[torch.Tensor]],
         after: list[torch.Tensor | None],
     ) -> list[torch.Tensor] | None:
         """G[t] for the steps t of a span, None where no gradient arrives at any."""
-        span = self.call.spans[number]
+        state = self.levels[level]
         through: Sequence[torch.Tensor | None] = [None] * len(span)
-        spikes, self.grad_spikes[level] = self.grad_spikes[level], None
+        spikes, state.grad_spikes = state.grad_spikes, None
         if spikes is not None:
             known = [u for u in after if u is not None]
             u = joined(known) if len(known) == len(after) else None
-            through = split(self._through_surrogate(number, level, spikes, u), span)
+            through = split(self._through_surrogate(span, level, spikes, u), span)
         grads: list[torch.Tensor | None] = [None] * len(span)
-        later = self.grad_u[level]
+        later = state.grad_u
         for i in reversed(range(len(span))):
             grad = through[i]
             for g in arriving[i]:
                 grad = g if grad is None else grad + g
             if later is not None:
-                a = self.decays[self.call.decay_index[span[i] + 1][level]]
+                a = self.decays[self.call.decay(span[i] + 1, level)]
                 grad = a * later if grad is None else torch.addcmul(grad, a, later)
             grads[i] = later = grad
         if grads[0] is None:  # a gradient at any step reaches the first one
@@ -255,19 +255,20 @@ class _Undoing:
         return [torch.zeros_like(grads[0]) if g is None else g for g in grads]
 
     def _through_surrogate(
-        self, number: int, level: int, grad: torch.Tensor, u: torch.Tensor | None
+        self, span: range | None, level: int, grad: torch.Tensor, u: torch.Tensor | None
     ) -> torch.Tensor:
         """The gradient with respect to the potentials from the one with respect to spikes."""
-        key = (number, level)
-        if key in self.recorder.windows:
-            packed, layout = self.kept[self.recorder.windows[key]], self.recorder.layouts[key]
-            assert self.recorder.window is not None
-            return layout.restored(self.recorder.window.apply(packed, layout.ordered(grad)))
+        window = self.recorder.window
+        trace = None if span is None else self.recorder.trace(span, level)
+        if window is not None and trace is not None and trace.window is not None:
+            assert trace.layout is not None  # set wherever a window is
+            packed = self.kept[trace.window]
+            return trace.layout.restored(window.apply(packed, trace.layout.ordered(grad)))
         assert u is not None  # rebuilt, or kept, wherever the window is not on record
         indices = self._surrogate_parameters()
         with torch.enable_grad():
             u = u.detach().requires_grad_()
-            leaves = [u, *(self.shadows.leaves[i] for i in indices)]
+            leaves = [u, *(self.stand_ins.leaves[i] for i in indices)]
             grad, *others = torch.autograd.grad(self.call.fire(u), leaves, grad, allow_unused=True)
         for index, g in zip(indices, others, strict=True):
             self.grad_parameters.add(index, g)
@@ -279,56 +280,37 @@ class _Undoing:
 
     def _surrogate_parameters(self) -> list[int]:
         function = self.call.surrogate_function
-        return self.shadows.of(function) if isinstance(function, torch.nn.Module) else []
+        return self.stand_ins.of(function) if isinstance(function, torch.nn.Module) else []
 
-    def _sources(self, number: int, level: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _sources(self, span: range, level: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The two inputs of F_level over a span, as leaves that want a gradient where needed."""
         call = self.call
         if level:
-            fired = self._spikes(number, level - 1)
+            fired = self._spikes(span, level - 1)
             assert fired is not None  # only before the call there may be no spikes
-            below = fired.requires_grad_(self.needs.of(number, level - 1))
+            below = fired
         else:
-            span = call.spans[number]
             below = call.input_of(self.inputs, span).detach()
-            below.requires_grad_(any(self.needs.inputs[i] for i in call.inputs_read(span)))
+        below.requires_grad_(self.needs.below(span, level))
         above = None
         if call.feedback and level + 1 < call.num_levels:
-            above = self._spikes(number - 1, level + 1)
+            above = self._spikes(call.before(span), level + 1)
             if above is not None:
-                above.requires_grad_(self.needs.of(number - 1, level + 1))
+                above.requires_grad_(self.needs.above(span, level))
         return below, above
 
-    def _spikes(self, number: int, level: int) -> torch.Tensor | None:
-        if number < 0:
+    def _spikes(self, span: range | None, level: int) -> torch.Tensor | None:
+        if span is None:
             state = self.states[level]
             return None if state is None else self.call.fire(state).detach()
-        key = (number, level)
-        spikes = self.recorder.layouts[key].unpack(self.kept[self.recorder.spikes[key]])
+        trace = self.recorder.trace(span, level)
+        assert trace.layout is not None and trace.spikes is not None  # read, therefore on record
+        spikes = trace.layout.unpack(self.kept[trace.spikes])
         return spikes.to(self.recorder.dtypes[level])
-
-    def _replay(
-        self, number: int, level: int, below: torch.Tensor, above: torch.Tensor | None
-    ) -> torch.Tensor:
-        """F_level over a span again, with its graph."""
-        key, span = (number, level), self.call.spans[number]
-        start = self.recorder.starts.get(key)
-        random: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-        if start is not None:
-            states = start if isinstance(start, int) else [self.kept[i] for i in start]
-            random = self.recorder.random.started_from(states)
-        module = self.call.modules[span[0]][level]
-        with torch.enable_grad(), self.shadows.memories_kept(module), random:
-            f = run_level(self.call, span, level, below, above)
-        if f.shape != self.recorder.shapes[key]:
-            self._other_output(number, level, f"shape {list(f.shape)}")
-        if key in self.recorder.fingerprints:
-            self.fingerprints[key] = self._fingerprints.of(f)
-        return f
 
     def _push(
         self,
-        number: int,
+        span: range,
         level: int,
         f: torch.Tensor,
         below: torch.Tensor,
@@ -338,11 +320,10 @@ class _Undoing:
         """Push G through f to the spikes it came from and to the parameters."""
         if not f.requires_grad:
             return
-        span = self.call.spans[number]
-        module = self.call.modules[span[0]][level]
-        indices = self.shadows.of(module)
+        module = self.call.module(span, level)
+        indices = self.stand_ins.of(module)
         sources = [x for x in (below, above) if x is not None and x.requires_grad]
-        leaves = sources + [self.shadows.leaves[i] for i in indices]
+        leaves = sources + [self.stand_ins.leaves[i] for i in indices]
         if module not in self.checked:
             self.checked.add(module)
             if foreign_leaves(f, leaves):
@@ -356,18 +337,13 @@ class _Undoing:
         if below.requires_grad:
             g = grads.pop(0)
             if level:
-                self._add_grad_spikes(level - 1, g)
+                self.levels[level - 1].add_grad_spikes(g)
             else:
                 self._add_grad_input(span, g)
         if above is not None and above.requires_grad:
-            self._add_grad_spikes(level + 1, grads.pop(0))
+            self.levels[level + 1].add_grad_spikes(grads.pop(0))
         for index, g in zip(indices, grads, strict=True):
             self.grad_parameters.add(index, g)
-
-    def _add_grad_spikes(self, level: int, grad: torch.Tensor | None) -> None:
-        if grad is not None:
-            sofar = self.grad_spikes[level]
-            self.grad_spikes[level] = grad if sofar is None else sofar + grad
 
     def _add_grad_input(self, span: range, grad: torch.Tensor | None) -> None:
         if grad is None:
@@ -393,63 +369,33 @@ class _Undoing:
         before: torch.Tensor | None,
         grad: torch.Tensor,
     ) -> None:
-        index = self.call.decay_index[t][level]
+        index = self.call.decay(t, level)
         if not self.needs.decays[index]:
             return
-        a = self.decays[index]
-        if self.recorder.shared_decay[level]:
-            h = self.h[level]
-            if h is not None:
-                self.grad_decays.add(index, (f * h).sum_to_size(a.shape))
-            self.h[level] = grad if h is None else torch.addcmul(grad, a, h)
+        a, state = self.decays[index], self.levels[level]
+        if self.recorder.shared_decay(level):
+            if state.h is not None:
+                self.grad_decays.add(index, (f * state.h).sum_to_size(a.shape))
+            state.h = grad if state.h is None else torch.addcmul(grad, a, state.h)
         elif before is not None:  # None: the first step of all, before which u is 0
             self.grad_decays.add(index, (grad * before).sum_to_size(a.shape))
 
     def _before_the_call(self, level: int) -> torch.Tensor | None:
         """The gradient of the state that the call started from, and that state's share in a's."""
-        state = self.states[level]
-        if state is None:
+        u, state = self.states[level], self.levels[level]
+        if u is None:
             return None
-        a_index = self.call.decay_index[0][level]
-        h = self.h[level]
-        if h is not None:
-            self.grad_decays.add(a_index, (h * state).sum_to_size(self.decays[a_index].shape))
+        index = self.call.decay(0, level)
+        a = self.decays[index]
+        if state.h is not None:
+            self.grad_decays.add(index, (state.h * u).sum_to_size(a.shape))
         if not self.needs.states[level]:
             return None
-        later = self.grad_u[level]
-        grad = None if later is None else self.decays[a_index] * later
-        spikes = self.grad_spikes[level]
-        if spikes is not None:
-            through = self._through_surrogate(-1, level, spikes, state)
+        grad = None if state.grad_u is None else a * state.grad_u
+        if state.grad_spikes is not None:
+            through = self._through_surrogate(None, level, state.grad_spikes, u)
             grad = through if grad is None else grad + through
         return grad
-
-    def _check_replay(self) -> None:
-        """One look at all differences at the end: on a GPU every look waits for the device."""
-        tolerance = self.options.replay_tolerance
-        if not self.fingerprints or tolerance is None:
-            return
-        keys = list(self.fingerprints)
-        differences = relative_differences(
-            [self.fingerprints[key] for key in keys],
-            [self.kept[self.recorder.fingerprints[key]] for key in keys],
-        )
-        bad = ~(differences <= tolerance)  # also where it is not a number
-        if bad.any():
-            worst = int(bad.nonzero()[0])
-            self._other_output(*keys[worst], f"a relative difference of {differences[worst]:.2g}")
-
-    def _other_output(self, number: int, level: int, how: str) -> None:
-        t = self.call.spans[number][0]
-        name = type(self.call.modules[t][level]).__name__
-        raise RuntimeError(
-            f"levels: level {level} ({name}) gave another output when step {t} was run again for "
-            f"the backward pass ({how}). A level must compute the same from the same inputs: it "
-            "may not keep a state over time, nor read random numbers from outside PyTorch's "
-            "generators, nor depend on buffers that its forward pass changes. Use "
-            "memory='autograd' for such levels, or raise replay_tolerance if its kernels are known "
-            "to vary"
-        )
 
 
 class _Sums:
