@@ -126,7 +126,7 @@ def test_a_grid_covers_every_neuron_once_and_fits_the_card(columns, dtype):
     assert blocks * per_block >= columns > (blocks - 1) * per_block
     assert blocks * per_block < 2**32  # columns are counted in 32 unsigned bits by read_decay
     # a row of bits holds a byte per thread of the grid
-    assert op._bits_stride(dtype, columns) >= blocks * variant.block
+    assert op._bits_stride(columns) >= blocks * variant.block
     # with aligned rows a group of neighbours is inside or outside as a whole
     group = 16 // dtype.itemsize
     assert not variant.aligned or columns % group == 0

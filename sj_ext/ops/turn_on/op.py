@@ -96,7 +96,7 @@ def _outputs(x_seq, surrogate, needs_grad, store_v_seq):
     like = {"device": x_seq.device, "dtype": torch.float32}
     bits = (0, 0)
     if needs_grad and not surrogate:
-        bits = steps, _bits_stride(x_seq.dtype, columns)
+        bits = steps, _bits_stride(columns)
     return (
         torch.empty(x_seq.shape, dtype=x_seq.dtype, device=x_seq.device),
         torch.empty(x_seq.shape[1:], **like),
@@ -105,7 +105,7 @@ def _outputs(x_seq, surrogate, needs_grad, store_v_seq):
     )
 
 
-def _bits_stride(dtype, columns):
+def _bits_stride(columns):
     """Bytes per step: one per thread of the grid, or of the larger of the two blocks' grids."""
     return (columns + 2047) // 2048 * 256
 

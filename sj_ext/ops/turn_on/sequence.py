@@ -66,9 +66,10 @@ def turn_on(
         spike = surrogate_function(v_seq - v_threshold).to(x_seq.dtype)
         v_last = v_seq[-1].clone()  # of its own, no view: hosts detach memories in place
         return spike, v_last, v_seq if store_v_seq else None
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
-        return _RectTurnOn.apply(*inputs, v_threshold, window, store_v_seq, decay.requires_grad)
-    return _forward(*inputs, v_threshold, None, store_v_seq)[:3]
+    learns = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
+    return _RectTurnOn.apply(
+        *inputs, v_threshold, window if learns else None, store_v_seq, decay.requires_grad
+    )
 
 
 def away_from_zero(decay: torch.Tensor, min_decay: float) -> torch.Tensor:
@@ -95,10 +96,32 @@ class _RectTurnOn(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, v, a, v_threshold, window, store_v_seq, decay_learns):
-        spike, v_last, v_seq, packed = _forward(x, v, a, v_threshold, window, store_v_seq)
-        ctx.save_for_backward(a, *((x, v) if decay_learns else (None, None)), *packed)
-        ctx.window = window
-        ctx.block = _block(x)  # what each of packed holds
+        ctx.window = window  # None where no gradient is wanted
+        ctx.block = _block(x)  # columns that each of packed holds
+        kept = (x, v) if decay_learns and window is not None else (None, None)
+        if torch.compiler.is_compiling():
+            *outputs, packed = _traced_forward(x, v, a, v_threshold, window, store_v_seq)
+            ctx.save_for_backward(a, *kept, *packed)
+            return tuple(outputs)
+        # Allocated in their final shapes: hosts detach memories in place, which a view refuses.
+        spike, v_last = _empty(x.shape, x), _empty(v.shape, v)
+        v_seq = _empty(x.shape, v) if store_v_seq else None
+        spikes, last, packed = _columns(spike), v_last.view(-1), []
+        potentials = None if v_seq is None else _columns(v_seq)
+        inputs, decays, first = _columns(x), _decay_columns(a, v), v.reshape(-1)
+        for part in _blocks(inputs, ctx.block):
+            fired = spikes[:, part]
+            # the potentials stand where the spikes will, if the dtype allows it
+            u_seq = fired if fired.dtype == v.dtype else _empty(fired.shape, v)
+            _leaky_sum(inputs[:, part], first[part], _part(decays, part), u_seq)
+            last[part] = u_seq[-1]
+            if potentials is not None:
+                potentials[:, part] = u_seq
+            above = u_seq.sub_(v_threshold)
+            if window is not None:
+                packed.append(window.pack(above))
+            torch.ge(above, 0, out=fired)
+        ctx.save_for_backward(a, *kept, *packed)
         return spike, v_last, v_seq
 
     @staticmethod
@@ -129,32 +152,6 @@ class _LeakySum(torch.autograd.Function):
         own = None, (), None, torch.zeros_like(grad_v_seq[0]), grad_v_seq
         grad_x, grad_v, grad_a = _backward(*own, a, x, v, _block(grad_v_seq))
         return grad_x.to(ctx.dtype), grad_v, grad_a, None
-
-
-def _forward(x, v, a, v_threshold, window, store_v_seq):
-    """Spikes, last potential, potentials or None, and the packed windows of each block."""
-    if torch.compiler.is_compiling():
-        return _traced_forward(x, v, a, v_threshold, window, store_v_seq)
-    # Allocated in their final shapes: hosts detach memories in place, which a view refuses.
-    spike, v_last = _empty(x.shape, x), _empty(v.shape, v)
-    v_seq = _empty(x.shape, v) if store_v_seq else None
-    spikes, last = _columns(spike), v_last.view(-1)
-    potentials = None if v_seq is None else _columns(v_seq)
-    block = _block(x)
-    x, a, v, packed = _columns(x), _decay_columns(a, v), v.reshape(-1), []
-    for part in _blocks(x, block):
-        fired = spikes[:, part]
-        # the potentials stand where the spikes will, if the dtype allows it
-        u_seq = fired if fired.dtype == v.dtype else _empty(fired.shape, v)
-        _leaky_sum(x[:, part], v[part], _part(a, part), u_seq)
-        last[part] = u_seq[-1]
-        if potentials is not None:
-            potentials[:, part] = u_seq
-        above = u_seq.sub_(v_threshold)
-        if window is not None:
-            packed.append(window.pack(above))
-        torch.ge(above, 0, out=fired)
-    return spike, v_last, v_seq, packed
 
 
 def _leaky_sum(x, v, a, u_seq):
@@ -228,7 +225,7 @@ def _decay_terms(g, a, x, v):
 
 
 def _traced_forward(x, v, a, v_threshold, window, store_v_seq):
-    """:func:`_forward` for a compiler, which fuses it: nothing is written in place."""
+    """The forward pass for a compiler, which fuses it: nothing is written in place."""
     _, v_seq = naive.turn_on(x, v, a, v_threshold, lambda above: above)
     above = v_seq - v_threshold
     packed = [] if window is None else [window.pack(above)]
