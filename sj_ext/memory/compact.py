@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch._compile import _disable_dynamo  # as torch.compiler.disable, which imports a compiler
+from torch.utils._pytree import tree_leaves
 
 from .. import checks
+from .budget import bytes_of, cheapest_plan
 from .function import run_segment
 from .kinds import steps_of, why_not
 from .pending import Pending, computed
 from .report import Compaction
 from .saved import packed_saves
 from .segment import Segment, may_follow
-from .trace import find_segments, forwards_of, segment_of
+from .trace import find_segments, forwards_of, left_as_it_was, segment_of
 
 __all__ = ["compact"]
 
@@ -32,6 +35,7 @@ def compact(
     recompute: str = "segments",
     exclude: Collection[str] = (),
     segments: Sequence[Sequence[str]] | None = None,
+    budget: str | float | None = None,
 ) -> Any:
     r"""``model`` with the same parameters, outputs and gradients, which holds bits.
 
@@ -70,6 +74,11 @@ def compact(
         segments: names of the modules of each segment, in the order in which they run, for a
             network that cannot be run on an example; the output of each module but the last must
             go to the next one and nowhere else.
+        budget: what a training step may need at its peak, ``'8 GB'`` or a number of bytes, its
+            gradients included, parameters and the optimiser's state not. ``example_input`` is then
+            a batch as it is trained on. One step of each plan is counted, from the one that
+            recomputes least on, and the first that fits is taken; ``slices`` and ``recompute``
+            have no say.
 
     Returns:
         A network of a subclass of the class of ``model``; its attribute ``compaction`` says, and
@@ -77,29 +86,63 @@ def compact(
 
     Raises:
         TypeError: an argument is of the wrong kind.
-        ValueError: ``slices`` is below 1, a name is that of no module, or ``segments`` cannot be
-            segments.
+        ValueError: ``slices`` is below 1, a name is that of no module, ``segments`` cannot be
+            segments, or no plan fits the budget: then it says how many samples can fit at most.
         RuntimeError: in training, a neuron was not reset since the last forward pass, or the
             network takes another path than on the example.
     """
     _check(model, slices, recompute, exclude)
+    if budget is not None:
+        return _within(bytes_of(budget), model, _arguments(example_input), exclude)
     if recompute == "nothing":
-        found: list[list[str]] = []
-        left_out: dict[str, str] = {}
-        calls: dict[str, Any] = {}
-    elif segments is not None:
-        found, left_out, calls = _given(model, segments), {}, {}
-    else:
-        example = example_input if isinstance(example_input, tuple) else (example_input,)
-        if not any(isinstance(value, torch.Tensor) for value in example):
-            raise TypeError(
-                "example_input must be a tensor or a tuple of arguments with one, got "
-                f"{type(example_input).__name__}; without an example give segments=[...]"
-            )
-        trace = find_segments(model, example, exclude)
-        found, left_out, calls = trace.segments, trace.left_out, trace.calls
-    plan = Compaction.of(model, found, left_out, calls, slices)
-    return _share(model, plan)
+        return _share(model, Compaction([], slices=slices))
+    if segments is not None:
+        return _share(model, Compaction(_given(model, segments), slices=slices))
+    found = find_segments(model, _arguments(example_input), exclude)
+    return _share(model, Compaction.of(model, found, slices))
+
+
+def _arguments(example_input: Any) -> tuple[Any, ...]:
+    example = example_input if isinstance(example_input, tuple) else (example_input,)
+    if not any(isinstance(value, torch.Tensor) for value in example):
+        raise TypeError(
+            "example_input must be a tensor or a tuple of arguments with one, got "
+            f"{type(example_input).__name__}; without an example give segments=[...]"
+        )
+    return example
+
+
+def _within(budget: int, model: nn.Module, example: Any, exclude: Collection[str]) -> Any:
+    """The network under the cheapest plan for batches like ``example``."""
+    found = find_segments(model, example, exclude)
+    whole = Compaction.of(model, found, 1)
+
+    def plan(recompute: str, slices: int) -> Any:
+        if recompute == "nothing":
+            return _share(model, Compaction([], slices=slices))
+        return _share(model, dataclasses.replace(whole, slices=slices))
+
+    def run(recompute: str, slices: int) -> Callable[[], None]:
+        def step() -> None:
+            outputs = [y for y in tree_leaves(plan(recompute, slices)(*example)) if _learns(y)]
+            learns = [p for p in model.parameters() if p.requires_grad]
+            torch.autograd.grad([y.sum() for y in outputs], learns, allow_unused=True)
+            outputs.clear()
+
+        def at_reset() -> None:
+            with left_as_it_was(model), torch.enable_grad():
+                step()
+
+        return at_reset
+
+    chosen = cheapest_plan(budget, found.samples, run)
+    net = plan(chosen.recompute, chosen.slices)
+    net.__dict__["compaction"] = dataclasses.replace(net.compaction, peak=chosen.peak)
+    return net
+
+
+def _learns(y: Any) -> bool:
+    return isinstance(y, torch.Tensor) and y.requires_grad
 
 
 def _check(model: Any, slices: Any, recompute: Any, exclude: Any) -> None:

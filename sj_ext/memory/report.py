@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from .neurons import needs_input, recorded_window
-from .trace import segment_of
+from .trace import Found, segment_of
 
 __all__ = ["Compaction", "SegmentRow"]
 
@@ -42,29 +42,26 @@ class Compaction:
         segments: names of the modules of each segment.
         left_out: why a module that could have been in a segment is in none, by its name.
         rows: figures of each segment on the example; none without one.
-        slices: into how many slices the batch is cut.
+        slices: into how many slices the batch is cut, at most.
+        peak: bytes that a training step needs at its peak, counted where a budget was given.
     """
 
     segments: list[list[str]]
     left_out: dict[str, str] = field(default_factory=dict)
     rows: tuple[SegmentRow, ...] = ()
     slices: int = 1
+    peak: int | None = None
 
     @classmethod
-    def of(
-        cls,
-        model: nn.Module,
-        segments: Sequence[Sequence[str]],
-        left_out: Mapping[str, str],
-        calls: Mapping[str, Any],
-        slices: int,
-    ) -> Compaction:
-        """The record of what was found; ``calls`` are those of the example run, by name."""
-        rows = [_row(model, names, calls, slices) for names in segments if names[0] in calls]
-        return cls([list(names) for names in segments], dict(left_out), tuple(rows), slices)
+    def of(cls, model: nn.Module, found: Found, slices: int) -> Compaction:
+        """The record of what an example run found."""
+        rows = tuple(_row(model, names, found.calls, slices) for names in found.segments)
+        return cls(found.segments, found.left_out, rows, slices)
 
     def __str__(self) -> str:
         lines = [f"{len(self.segments)} segments, the batch in {self.slices} slices"]
+        if self.peak is not None:
+            lines.append(f"{self.peak:,d} bytes at the peak of a training step")
         if self.rows:
             lines.append(f"{'before':>12} {'after':>12}  {'MACs':>5}  input     modules")
         for row in self.rows:

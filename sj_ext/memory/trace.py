@@ -23,7 +23,7 @@ from .neurons import fires_by_surrogate
 from .planes import planes_needed
 from .segment import Segment, is_worth_it, may_follow
 
-__all__ = ["Found", "find_segments", "forwards_of", "segment_of"]
+__all__ = ["Found", "find_segments", "forwards_of", "left_as_it_was", "segment_of"]
 
 _MARK = "_sj_ext_made_by"
 
@@ -56,12 +56,18 @@ class Found:
     left_out: dict[str, str]
     calls: dict[str, _Call]
 
+    @property
+    def samples(self) -> int:
+        """How many samples the example has."""
+        shapes = [call.shape for call in self.calls.values()]
+        return max((shape[1] if len(shape) > 2 else shape[0] for shape in shapes), default=1)
+
 
 def find_segments(model: nn.Module, example: Sequence[Any], exclude: Collection[str] = ()) -> Found:
     """Run ``model`` on ``example`` once, leave it as it was, and say what its segments are."""
     units = _units(model, exclude)
     run = _Run(units)
-    with _left_as_it_was(model), forwards_of(model, units, run.call), _Touches(run):
+    with left_as_it_was(model), forwards_of(model, units, run.call), _Touches(run):
         try:
             model(*example)
         except Exception as error:
@@ -236,7 +242,7 @@ def _is_activation(x: Any) -> bool:
 
 
 @contextlib.contextmanager
-def _left_as_it_was(model: nn.Module) -> Iterator[None]:
+def left_as_it_was(model: nn.Module) -> Iterator[None]:
     """The network in training mode, at reset; everything as it was afterwards."""
     random = RandomState(torch.device("cpu")), RandomState(_device_of(model))
     states = [own.get() for own in random]

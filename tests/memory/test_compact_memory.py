@@ -1,5 +1,6 @@
 """What a compact network holds is bits, and its peak is that of one slice."""
 
+import pytest
 import torch
 from compact_nets import ATAN, sew_resnet18
 from spikingjelly.activation_based import functional, layer, neuron
@@ -7,6 +8,7 @@ from torch import nn
 
 from sj_ext.analysis import activation_memory
 from sj_ext.memory import compact
+from sj_ext.memory.budget import bytes_of
 
 
 def convolutions(channels=16):
@@ -81,3 +83,41 @@ def test_a_host_network_holds_a_fortieth():
     plain = activation_memory(lambda: forward(net))[1].saved
     small = compact(net, x)
     assert activation_memory(lambda: forward(small))[1].saved <= plain / 40
+
+
+def test_a_budget_takes_the_first_plan_that_fits():
+    net, x = convolutions(), spikes(4, 8, channels=1)
+    generous = compact(net, x, budget="1 GB").compaction
+    assert (generous.segments, generous.slices) == ([], 1)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    tight = compact(net, x, budget=generous.peak / 2)
+    assert tight.compaction.slices > 1 and len(tight.compaction.segments) == 3
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+    assert all(p.grad is None for p in net.parameters())
+
+    def step():
+        functional.reset_net(tight)
+        tight(x).sum().backward()
+
+    assert activation_memory(step)[1].peak <= 1.1 * tight.compaction.peak <= generous.peak / 1.8
+
+
+def test_a_budget_that_nothing_fits_says_how_many_samples_can():
+    net, x = convolutions(), spikes(4, 8, channels=1)
+    with pytest.raises(ValueError, match=r"no more than 0 samples can fit"):
+        compact(net, x, budget="10 KB")
+
+
+@pytest.mark.parametrize(
+    ("budget", "error"),
+    [(True, TypeError), ([1], TypeError), ("8", ValueError), ("8 XB", ValueError), (0, ValueError)],
+)
+def test_a_budget_that_is_none(budget, error):
+    with pytest.raises(error, match="budget"):
+        compact(convolutions(), spikes(4, 2, channels=1), budget=budget)
+
+
+def test_sizes():
+    assert bytes_of("8 GB") == 8 * 10**9
+    assert bytes_of("1.5MiB") == 3 * 2**19
+    assert bytes_of(1000) == 1000

@@ -22,6 +22,7 @@ from torch.nn.functional import cross_entropy
 from sj_ext import host
 from sj_ext.analysis import activation_memory
 from sj_ext.functional import sdt_cross_entropy
+from sj_ext.memory import compact
 from sj_ext.model import trevsnn_small, trevsnn_tiny
 
 
@@ -171,6 +172,12 @@ def with_memopt(name: str, num_steps: int, side: int, device: str, search_steps:
         wrapped = memopt.checkpoint_module(module, compressor=compressor, chunks=chunks)
         net.set_submodule(part.path, wrapped)
     return net
+
+
+def compacted(name: str, num_steps: int, side: int, device: str) -> nn.Module:
+    """The network under :func:`sj_ext.memory.compact`, a sample at a time."""
+    net = PEERS[name].build(num_steps).to(device)
+    return compact(net, torch.randn(1, 3, side, side, device=device), slices=64)
 
 
 def _counted_peak(cuda: bool) -> Callable:

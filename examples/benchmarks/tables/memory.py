@@ -28,6 +28,10 @@ REFERENCE = "TRevSNN small"
 SEARCH_STEPS = 4  # memopt's search runs once for each network, and its plan is used at every T
 
 
+# a sample at a time: twice the convolutions, on one core of a CPU
+COMPACT_STEPS = {"short": (1, 4), "medium": (1, 4), "full": (1, 2, 4, 8, 16)}
+
+
 def cells(size: str) -> list[dict]:
     side, steps, names = 224, (1, 2, 4, 8, 16), [*peers.OURS, *peers.PEERS]
     if size == "short":
@@ -39,6 +43,10 @@ def cells(size: str) -> list[dict]:
             for num_steps in steps:
                 cell = {"network": name, "memopt": memopt, "T": num_steps, "side": side}
                 rows.append({**cell, "batches": [1, 2] if plain else [2, 4]})
+        if name in peers.PEERS:
+            for num_steps in COMPACT_STEPS[size]:
+                cell = {"network": name, "memopt": False, "T": num_steps, "side": side}
+                rows.append({**cell, "batches": [2, 4], "compact": True})
     return rows
 
 
@@ -66,6 +74,8 @@ def build(cell: dict, device: str) -> torch.nn.Module:
     name, num_steps = cell["network"], cell["T"]
     if name in peers.OURS:
         return peers.OURS[name](num_steps).to(device)
+    if cell.get("compact"):
+        return peers.compacted(name, num_steps, cell["side"], device)
     if cell["memopt"]:
         return peers.with_memopt(name, num_steps, cell["side"], device, SEARCH_STEPS)
     return peers.PEERS[name].build(num_steps).to(device)
@@ -139,7 +149,8 @@ def _synchronize(x: torch.Tensor) -> None:
 
 
 def _name(cell: dict) -> str:
-    return cell["network"] + (", memopt" if cell["memopt"] else "")
+    how = ", compact" if cell.get("compact") else ", memopt" if cell["memopt"] else ""
+    return cell["network"] + how
 
 
 def _reference(rows: list[dict]) -> str:
@@ -186,7 +197,7 @@ def plot(rows: list[dict]):
         own = [row for row in rows if _name(row["cell"]) == name]
         cell = own[0]["cell"]
         style = {"color": f"C{networks.index(cell['network'])}", "marker": "."}
-        style["linestyle"] = "--" if cell["memopt"] else "-"
+        style["linestyle"] = ":" if cell.get("compact") else "--" if cell["memopt"] else "-"
         for ax, (key, label) in zip(axes, panels.items(), strict=True):
             unit = 1 if key == "seconds" else 1e6
             values = [row["figures"][key] / unit for row in own]
