@@ -5,9 +5,12 @@
 :func:`registered`. The same objects are importable from here.
 """
 
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING
+
 from . import (
     analysis,
-    ann2snn,
     checkpoint,
     functional,
     layer,
@@ -23,6 +26,9 @@ from ._version import __version__
 from .parameters import no_weight_decay, parameter_groups
 from .registration import register, registered, unregister
 from .swap import swap_neurons
+
+if TYPE_CHECKING:
+    from . import ann2snn
 
 __all__ = [
     "__version__",
@@ -45,5 +51,15 @@ __all__ = [
     "swap_neurons",
     "unregister",
 ]
+
+#: modules that are loaded when they are asked for, since they take others with them
+_LATE = ("ann2snn",)
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _LATE:
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 register()

@@ -2,64 +2,31 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import sys
+from functools import partial
 from types import ModuleType
 from typing import NamedTuple
 
-from . import ann2snn, functional, host, layer, memory, model, neuron, pruning, search, surrogate
+from . import host
+from .when_imported import WhenImported
 
 __all__ = ["Registration", "register", "registered", "unregister"]
 
 HOST_ROOT = "spikingjelly.activation_based"
 
-#: names by the host's namespace that they go to
-NAMES: dict[ModuleType, tuple[ModuleType, tuple[str, ...]]] = {
-    host.neuron: (
-        neuron,
-        (
-            "IMPIFNode",
-            "IMPLIFNode",
-            "IMPParametricLIFNode",
-            "MultiLevelFiringNode",
-            "TurnOffNode",
-            "TurnOnNode",
-        ),
-    ),
-    host.surrogate: (surrogate, ("ClosedRect", "DSpike", "Rect")),
-    host.functional: (
-        functional,
-        ("lts_cross_entropy", "sdt_cross_entropy", "tet_cross_entropy", "tet_s_cross_entropy"),
-    ),
-    host.ann2snn: (
-        ann2snn,
-        (
-            "ComposedRecipe",
-            "ConversionIFNode",
-            "QuantizedClip",
-            "convert",
-            "evaluate",
-            "refine",
-            "replace_activations",
-            "report",
-        ),
-    ),
-    host.layer: (
-        layer,
-        ("SCS", "SDSA1", "SDSA3", "SSA", "ConvStem", "ScaledWSConv2d", "TemporalReversible"),
-    ),
-}
+#: our modules whose public names go into the host's module of the same name
+INTO = ("functional", "layer", "model", "neuron", "surrogate")
 
-#: sub-modules by the host's package that they go to
-SUBMODULES: dict[ModuleType, dict[str, ModuleType]] = {
-    host.ann2snn: {
-        "activation": ann2snn.activation,
-        "calibrate": ann2snn.calibrate,
-        "presets": ann2snn.presets,
-        "threshold": ann2snn.threshold,
-    },
-    host.model: {"transformer": model.transformer, "trevsnn": model.trevsnn},
-    sys.modules[HOST_ROOT]: {"memory": memory, "pruning": pruning, "search": search},
-}
+#: the same for a module that the host loads only when it is asked for: so is ours
+INTO_WHEN_IMPORTED = ("ann2snn",)
+
+#: our modules that go to the host as they are: it has none of that name
+WHOLE = ("analysis", "loss", "memory", "pruning", "search")
+
+#: functions on whole networks, which stand beside the host's reset_net and set_step_mode
+ON_NETWORKS = ("materialize", "no_weight_decay", "parameter_groups", "swap_neurons")
 
 
 class Registration(NamedTuple):
@@ -73,6 +40,7 @@ class Registration(NamedTuple):
 
 
 _registered: dict[tuple[str, str], tuple[Registration, object]] = {}
+_waiting: list[WhenImported] = []
 
 
 def register() -> list[Registration]:
@@ -84,14 +52,16 @@ def register() -> list[Registration]:
     Returns:
         What :func:`registered` returns.
     """
-    for place, (source, names) in NAMES.items():
-        for name in names:
-            _put(place, name, getattr(source, name))
-    for place, modules in SUBMODULES.items():
-        for name, module in modules.items():
-            if _put(place, name, module) == "sj_ext":
-                # "import spikingjelly.activation_based.pruning" looks here
-                sys.modules.setdefault(f"{place.__name__}.{name}", module)
+    for name in INTO:
+        _put_names_of(name, getattr(host, name))
+    for name in WHOLE:
+        _put(sys.modules[HOST_ROOT], name, _ours(name))
+    for name in ON_NETWORKS:
+        _put(host.functional, name, getattr(sys.modules[__package__], name, None))
+    if not _waiting:
+        for name in INTO_WHEN_IMPORTED:
+            then = partial(_put_names_of, name)
+            _waiting.append(WhenImported(f"{HOST_ROOT}.{name}", then))
     return registered()
 
 
@@ -105,6 +75,8 @@ def unregister() -> None:
 
     A name whose object somebody replaced since is theirs, and stays too.
     """
+    while _waiting:
+        _waiting.pop().forget()
     for entry, value in _registered.values():
         if entry.owner != "sj_ext":
             continue
@@ -117,12 +89,36 @@ def unregister() -> None:
     _registered.clear()
 
 
-def _put(place: ModuleType, name: str, value: object) -> str:
+def _ours(name: str) -> ModuleType | None:
+    """Our module of that name, if there is one."""
+    full_name = f"{__package__}.{name}"
+    if importlib.util.find_spec(full_name) is None:
+        return None
+    return importlib.import_module(full_name)
+
+
+def _put_names_of(name: str, place: ModuleType) -> None:
+    """Put the public names of our module ``name`` into a module of the host."""
+    source = _ours(name)
+    for public in () if source is None else source.__all__:
+        _put(place, public, getattr(source, public))
+
+
+def _put(place: ModuleType, name: str, value: object) -> None:
     key = (place.__name__, name)
-    if key in _registered:
-        return _registered[key][0].owner
-    owner = "sj_ext" if getattr(place, name, None) is None else "spikingjelly"
+    if value is None or key in _registered:
+        return
+    theirs = getattr(place, name, None)
+    # ours is also what an earlier import of this package has left there, its modules dropped since
+    owner = "sj_ext" if theirs is None or _from_this_package(theirs) else "spikingjelly"
     if owner == "sj_ext":
         setattr(place, name, value)
+        if isinstance(value, ModuleType):
+            # "import spikingjelly.activation_based.pruning" looks here
+            sys.modules[f"{place.__name__}.{name}"] = value
     _registered[key] = (Registration(name, place.__name__, owner), value)
-    return owner
+
+
+def _from_this_package(value: object) -> bool:
+    where = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+    return isinstance(where, str) and where.partition(".")[0] == __package__

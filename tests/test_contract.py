@@ -44,7 +44,7 @@ def test_every_neuron_of_the_package_is_in_the_table():
     assert LearnableInitialPotential not in exported  # a mixin, no module by itself
     assert exported <= {type(contract.make()) for contract in nodes.PLUGIN.values()}
     registered = {entry.name for entry in sj_ext.registered() if entry.place.endswith(".neuron")}
-    assert registered == {cls.__name__ for cls in exported}
+    assert registered == {*sj_ext.neuron.__all__}
 
 
 # ---- steps and states ----------------------------------------------------------------------------

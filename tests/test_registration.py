@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import sj_ext
-from sj_ext import host, registration
+from sj_ext import host, registration, when_imported
 from sj_ext.host.generation import generation_of
 
 HOST = "spikingjelly.activation_based"
@@ -35,14 +35,91 @@ def test_names_are_where_a_user_looks_for_them():
 
 
 def test_every_public_name_is_listed_with_its_place_and_owner():
+    """The names are read off the packages: what ``__all__`` has is registered."""
     listed = {(entry.place, entry.name): entry.owner for entry in sj_ext.registered()}
-    rect = "spikingjelly" if host.GENERATION == 2 else "sj_ext"
-    assert listed.pop((f"{HOST}.surrogate", "Rect")) == rect
-    assert set(listed.values()) == {"sj_ext"}
-    names = sum(len(names) for _, names in registration.NAMES.values())
-    assert len(listed) == names + sum(map(len, registration.SUBMODULES.values())) - 1
+    wanted = {(f"{HOST}.functional", n) for n in registration.ON_NETWORKS if hasattr(sj_ext, n)}
+    for name in (*registration.INTO, *registration.INTO_WHEN_IMPORTED):
+        if f"{HOST}.{name}" in sys.modules and hasattr(sj_ext, name):
+            wanted |= {(f"{HOST}.{name}", public) for public in getattr(sj_ext, name).__all__}
+    wanted |= {(HOST, name) for name in registration.WHOLE if hasattr(sj_ext, name)}
+    assert set(listed) == wanted
+    hosts_own = {key[1] for key, owner in listed.items() if owner == "spikingjelly"}
+    assert hosts_own == ({"Rect", "attention"} if host.GENERATION == 2 else set())
     for place, name in listed:
         assert hasattr(sys.modules[place], name)
+
+
+def test_what_the_readme_promises_is_in_the_hosts_namespaces():
+    """Neurons, those of with_learnable_imp too, losses, layers, models and what goes with them."""
+    from spikingjelly.activation_based import analysis, functional, layer, loss, model, neuron
+
+    assert neuron.with_learnable_imp is sj_ext.neuron.with_learnable_imp
+    assert functional.swap_neurons is sj_ext.swap_neurons
+    assert functional.parameter_groups is sj_ext.parameter_groups
+    assert loss.TETLoss is sj_ext.loss.TETLoss and layer.ScaledWSConv2d
+    assert analysis.synaptic_operations is sj_ext.analysis.synaptic_operations
+    assert model.trevsnn.TRevSNN is model.TRevSNN is sj_ext.model.TRevSNN
+    assert importlib.import_module(f"{HOST}.loss") is sj_ext.loss
+
+
+AGAIN = """
+import sys
+from spikingjelly.activation_based import neuron
+import torch
+import sj_ext
+first, owners = neuron.IMPLIFNode, {(e.place, e.name): e.owner for e in sj_ext.registered()}
+for name in [name for name in sys.modules if name.partition(".")[0] == "sj_ext"]:
+    del sys.modules[name]
+import sj_ext
+assert neuron.IMPLIFNode is sj_ext.neuron.IMPLIFNode is not first
+assert {(e.place, e.name): e.owner for e in sj_ext.registered()} == owners
+from spikingjelly.activation_based.pruning import MinimaxPruner
+assert MinimaxPruner is sj_ext.pruning.MinimaxPruner
+for make in (first, neuron.IMPLIFNode, neuron.TurnOnNode):  # objects of both imports work
+    node = make(step_mode="m")
+    node(torch.rand(3, 2, 4, requires_grad=True)).sum().backward()
+from sj_ext.ops.turn_on import op
+x = torch.randn(3, 2, 4, requires_grad=True)
+options = dict(v_threshold=0.5, surrogate_function=sj_ext.surrogate.Rect())
+op.turn_on(x, None, torch.tensor([0.5]), **options)[0].sum().backward()
+assert x.grad.any()
+sj_ext.unregister()
+assert not hasattr(neuron, "TurnOnNode")
+print("clean")
+"""
+
+
+def test_the_package_can_be_imported_twice_in_one_process():
+    """As notebooks and Streamlit do, which drop modules and import them again."""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", AGAIN], capture_output=True)
+    assert done.stdout.strip() == b"clean", done.stderr.decode()
+
+
+@pytest.fixture
+def somebodys_module(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "somebodys_module.py").write_text("value = 1\n")
+    yield "somebodys_module"
+    sys.modules.pop("somebodys_module", None)
+
+
+def test_a_module_that_is_not_loaded_yet_gets_its_names_when_it_is(somebodys_module):
+    before, seen = list(sys.meta_path), []
+    when_imported.WhenImported(somebodys_module, lambda module: seen.append(module.value))
+    assert not seen and somebodys_module not in sys.modules
+    importlib.import_module(somebodys_module)
+    assert seen == [1] and sys.meta_path == before
+    when_imported.WhenImported(somebodys_module, lambda module: seen.append(module.value))
+    assert seen == [1, 1] and sys.meta_path == before
+
+
+def test_waiting_for_a_module_can_be_given_up(somebodys_module):
+    before, seen = list(sys.meta_path), []
+    waiting = when_imported.WhenImported(somebodys_module, seen.append)
+    waiting.forget()
+    waiting.forget()
+    importlib.import_module(somebodys_module)
+    assert not seen and sys.meta_path == before
 
 
 def test_registering_again_changes_nothing():
@@ -81,6 +158,7 @@ from spikingjelly.activation_based import (
 )
 places = [root, ann2snn, functional, layer, model, neuron, surrogate]
 before = [dict(vars(place)) for place in places]
+finders = list(sys.meta_path)
 modules = {name for name in sys.modules if name.startswith("spikingjelly")}
 import sj_ext
 assert [dict(vars(place)) for place in places] != before
@@ -88,7 +166,7 @@ sj_ext.unregister()
 for place, names in zip(places, before):
     assert dict(vars(place)) == names, place
 assert {name for name in sys.modules if name.startswith("spikingjelly")} == modules
-assert sj_ext.registered() == []
+assert sj_ext.registered() == [] and sys.meta_path == finders
 print("clean")
 """
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True)
@@ -129,8 +207,3 @@ def test_a_source_tree_between_the_generations_is_told_by_what_it_lacks_or_has_t
         with pytest.raises(RuntimeError, match=has) as raised:
             generation_of("2.0.0.dev1", kind)
         assert "source tree" in str(raised.value) and "2.0.0.dev1" in str(raised.value)
-
-
-def test_table_of_names_matches_the_packages():
-    for source, names in registration.NAMES.values():
-        assert set(names) <= set(source.__all__)

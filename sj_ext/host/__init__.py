@@ -6,11 +6,12 @@ the names below.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from spikingjelly.activation_based import (
-    ann2snn,
     base,
     functional,
     layer,
@@ -18,6 +19,12 @@ from spikingjelly.activation_based import (
     neuron,
     surrogate,
 )
+
+if TYPE_CHECKING:
+    from spikingjelly.activation_based import ann2snn
+
+    #: what the host's converter takes as a recipe; 0.0.0.0.14 has none
+    ConversionRecipe: type
 
 from .backend import BackendContract
 from .generation import GENERATION, VERSION
@@ -62,5 +69,11 @@ structure_changed: Callable[[torch.nn.Module], None] = getattr(
     functional, "invalidate_reset_cache", lambda net: None
 )
 
-#: what the host's converter takes as a recipe; 0.0.0.0.14 has none
-ConversionRecipe: type = getattr(ann2snn, "FXConversionRecipe", object)
+
+def __getattr__(name: str) -> Any:
+    """The host's converter, which takes a quarter of a second to import, when it is asked for."""
+    if name == "ann2snn":
+        return importlib.import_module("spikingjelly.activation_based.ann2snn")
+    if name == "ConversionRecipe":  # 0.0.0.0.14 has none
+        return getattr(__getattr__("ann2snn"), "FXConversionRecipe", object)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -74,22 +74,6 @@ def _surrogate(surrogate_function) -> tuple[Window, str]:
     return Window(1.0), emit("window", "above", "float")
 
 
-# The revision is part of the names because PyTorch keeps compiled graphs on disk and knows an
-# operator by its name: raise it whenever the signatures or the autograd formula change.
-torch.library.define(
-    "sj_ext::turn_on_forward_r2",
-    "(Tensor x_seq, Tensor? v_init, Tensor decay, int inner, float v_threshold, float alpha, "
-    "bool closed, str surrogate, bool needs_grad, bool store_v_seq) "
-    "-> (Tensor, Tensor, Tensor, Tensor)",
-)
-torch.library.define(
-    "sj_ext::turn_on_backward_r2",
-    "(Tensor grad_spike, Tensor? grad_v_last, Tensor? grad_v_seq, Tensor bits, Tensor? x_seq, "
-    "Tensor? v_init, Tensor decay, int inner, float v_threshold, float alpha, bool closed, "
-    "str surrogate, bool decay_learns, bool v_init_learns) -> (Tensor, Tensor, Tensor)",
-)
-
-
 def _outputs(x_seq, surrogate, needs_grad, store_v_seq):
     """Empty tensors for spikes, last potential, bits and potentials; size 0 where not wanted."""
     steps, columns = x_seq.shape[0], x_seq.shape[1:].numel()
@@ -110,8 +94,9 @@ def _bits_stride(columns):
     return (columns + 2047) // 2048 * 256
 
 
-@torch.library.register_fake("sj_ext::turn_on_forward_r2")
-def _(x_seq, v_init, decay, inner, v_threshold, alpha, closed, surrogate, needs_grad, store_v_seq):
+def _forward_fake(
+    x_seq, v_init, decay, inner, v_threshold, alpha, closed, surrogate, needs_grad, store_v_seq
+):
     return _outputs(x_seq, surrogate, needs_grad, store_v_seq)
 
 
@@ -179,8 +164,7 @@ def _gradients(grad_spike, decay, decay_learns, v_init_learns):
     )
 
 
-@torch.library.register_fake("sj_ext::turn_on_backward_r2")
-def _(
+def _backward_fake(
     grad_spike,
     grad_v_last,
     grad_v_seq,
@@ -364,11 +348,37 @@ def _no_double_backward(ctx, *gradients):
     )
 
 
-torch.library.impl("sj_ext::turn_on_forward_r2", "CUDA", _forward_cuda)
-torch.library.impl("sj_ext::turn_on_forward_r2", "CPU", _forward_cpu)
-torch.library.impl("sj_ext::turn_on_backward_r2", "CUDA", _backward_cuda)
-torch.library.impl("sj_ext::turn_on_backward_r2", "CPU", _backward_cpu)
-torch.library.register_autograd(
-    "sj_ext::turn_on_forward_r2", _autograd, setup_context=_setup_context
-)
-torch.library.register_autograd("sj_ext::turn_on_backward_r2", _no_double_backward)
+def _register():
+    """Make the operators known to PyTorch.
+
+    The revision is part of the names because PyTorch keeps compiled graphs on disk and knows an
+    operator by its name: raise it whenever the signatures or the autograd formula change.
+    """
+    torch.library.define(
+        "sj_ext::turn_on_forward_r2",
+        "(Tensor x_seq, Tensor? v_init, Tensor decay, int inner, float v_threshold, float alpha, "
+        "bool closed, str surrogate, bool needs_grad, bool store_v_seq) "
+        "-> (Tensor, Tensor, Tensor, Tensor)",
+    )
+    torch.library.define(
+        "sj_ext::turn_on_backward_r2",
+        "(Tensor grad_spike, Tensor? grad_v_last, Tensor? grad_v_seq, Tensor bits, Tensor? x_seq, "
+        "Tensor? v_init, Tensor decay, int inner, float v_threshold, float alpha, bool closed, "
+        "str surrogate, bool decay_learns, bool v_init_learns) -> (Tensor, Tensor, Tensor)",
+    )
+    torch.library.register_fake("sj_ext::turn_on_forward_r2", _forward_fake)
+    torch.library.register_fake("sj_ext::turn_on_backward_r2", _backward_fake)
+    torch.library.impl("sj_ext::turn_on_forward_r2", "CUDA", _forward_cuda)
+    torch.library.impl("sj_ext::turn_on_forward_r2", "CPU", _forward_cpu)
+    torch.library.impl("sj_ext::turn_on_backward_r2", "CUDA", _backward_cuda)
+    torch.library.impl("sj_ext::turn_on_backward_r2", "CPU", _backward_cpu)
+    torch.library.register_autograd(
+        "sj_ext::turn_on_forward_r2", _autograd, setup_context=_setup_context
+    )
+    torch.library.register_autograd("sj_ext::turn_on_backward_r2", _no_double_backward)
+
+
+# PyTorch keeps an operator for the life of the process, while a notebook may drop this module and
+# import it again: the operator that is there then does the same.
+if not hasattr(torch.ops.sj_ext, "turn_on_forward_r2"):
+    _register()
