@@ -281,7 +281,7 @@ class Run:
             self.skipped += sum(map(bool, wrong))
             loss, norm = self.update(self.to_device(x), target.to(self.device, non_blocking=True))
             self.batch += 1
-            if self.writer and self.updates % 10 == 0:
+            if self.writer and self.updates % self.args.log_every == 0:
                 images = (self.batch - first) * self.args.batch_size * self.world_size
                 speed = images / (time.perf_counter() - start)
                 self.log(bar, float(loss), float(norm), speed)

@@ -44,6 +44,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     add("--restart", action="store_true", help="ignore a checkpoint in --output")
     add("--seed", type=int, default=0, help="of weights, order and augmentation")
     add("--checkpoint-every", type=int, default=500, help="updates; and after every epoch")
+    add("--log-every", type=int, default=10, help="updates between two lines of log.jsonl")
     _add_data(parser.add_argument_group("data"))
     _add_model(parser.add_argument_group("model"))
     _add_recipe(parser.add_argument_group("recipe"))
@@ -128,6 +129,9 @@ def _add_recipe(group: argparse._ArgumentGroup) -> None:
     )
 
 
+_COUNTS = ("batch_size", "epochs", "lr_batch", "train_images", "val_images", "log_every")
+
+
 def parse(description: str, argv: list[str]) -> argparse.Namespace:
     """Options of a command line, over those of its ``--config``, over the published ones."""
     parser = make_parser(description)
@@ -139,7 +143,7 @@ def parse(description: str, argv: list[str]) -> argparse.Namespace:
     for name in ("data_dir", *(() if args.eval else ("output",))):
         if getattr(args, name) is None:
             parser.error(f"--{name.replace('_', '-')} is needed")
-    for name in ("batch_size", "epochs", "lr_batch", "train_images", "val_images"):
+    for name in _COUNTS:
         value = getattr(args, name)
         if value is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {value}")
