@@ -18,7 +18,7 @@ from ...layer.scaled_ws import ScaledWSConv2d
 from ...neuron.turn_off import TurnOffNode
 from ...ops.windows import Window
 from ...surrogate import Rect
-from ..block_op import Firing, spiking_block
+from .block_op import Firing, spiking_block
 
 __all__ = [
     "BlockTail",
@@ -66,9 +66,9 @@ class SpikingBlock(nn.Module):
 
     In training, where nothing watches the parts from outside and the neurons have a rectangular
     window, the block runs as one autograd function that keeps bits in place of activations
-    (:mod:`sj_ext.model.block_op`). Everywhere else (evaluation, forward hooks on a part, exchanged
-    parts) it is the plain composition of its parts, with the same result up to the order in which
-    the hidden channels are summed.
+    (:mod:`sj_ext.model.trevsnn.block_op`). Everywhere else (evaluation, forward hooks on a part,
+    exchanged parts) it is the plain composition of its parts, with the same result up to the order
+    in which the hidden channels are summed.
 
     Args:
         channels: C.

@@ -24,9 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from ..layer.scaled_ws import compute_dtype, standardize, standardize_backward
-from ..ops.bits import pack_bits, unpack_bits
-from ..ops.windows import Window
+from ...layer.scaled_ws import compute_dtype, standardize, standardize_backward
+from ...ops.bits import pack_bits, unpack_bits
+from ...ops.windows import Window
 
 __all__ = ["Firing", "spiking_block"]
 
