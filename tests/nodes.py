@@ -12,6 +12,7 @@ from sj_ext.neuron import (
     IMPLIFNode,
     IMPParametricLIFNode,
     MultiLevelFiringNode,
+    ParametricLIAFNode,
     TurnOffNode,
     TurnOnNode,
     with_learnable_imp,
@@ -104,6 +105,10 @@ PLUGIN = {
     "MultiLevelFiringNode": Contract(MultiLevelFiringNode, levels=(3,)),
     "MultiLevelFiringNode soft": Contract(
         partial(MultiLevelFiringNode, v_reset=None, thresholds=(0.5, 1.0)), levels=(2,)
+    ),
+    "ParametricLIAFNode": Contract(ParametricLIAFNode),
+    "ParametricLIAFNode soft": Contract(
+        partial(ParametricLIAFNode, init_tau=1.5, v_reset=None, detach_reset=True)
     ),
     "TurnOffNode": Contract(TurnOffNode, potential=False, vmap=True),
     "TurnOffNode DSpike": Contract(

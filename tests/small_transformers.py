@@ -6,7 +6,13 @@ from functools import partial
 import torch
 from torch import nn
 
-from sj_ext.model.transformer import meta_spikeformer, spikformer, spikingformer
+from sj_ext.model.transformer import (
+    meta_spikeformer,
+    spikeformer,
+    spikformer,
+    spiking_resformer,
+    spikingformer,
+)
 
 
 @dataclass(frozen=True)
@@ -46,8 +52,42 @@ _meta = {
     "mlp_ratio": 2,
 }
 
+_resformer = {
+    "num_classes": 5,
+    "T": 3,
+    "widths": (4, 8),
+    "num_heads": (1, 2),
+    "patch_sizes": (2, 1),
+    "layers": 2 * (("DSSA", "GWFFN"),),
+    "group_size": 4,
+}
+
 #: by the method's name
 MODELS: dict[str, Small] = {
+    "spikeformer": Small(
+        partial(
+            spikeformer.spikeformer,
+            num_classes=5,
+            T=3,
+            img_size=16,
+            strides=(2, 2),
+            dim=16,
+            depth=2,
+            num_heads=2,
+            in_channels=3,
+            drop_path=0.0,
+        ),
+        single_step=False,
+    ),
+    "spiking_resformer": Small(
+        partial(spiking_resformer.spiking_resformer, **_resformer), (3, 32, 32)
+    ),
+    "spiking_resformer_events": Small(
+        partial(
+            spiking_resformer.spiking_resformer, **_resformer | {"in_channels": 2}, prologue="small"
+        ),
+        (2, 16, 8),
+    ),
     "meta_spikeformer": Small(partial(meta_spikeformer.meta_spikeformer, **_meta)),
     "meta_spikeformer_odd": Small(partial(meta_spikeformer.meta_spikeformer, **_meta), (3, 23, 18)),
     "spikformer": Small(partial(spikformer.spikformer, patch_size=4, **_small)),

@@ -579,11 +579,39 @@ METHODS = (
             ),
         ),
     ),
+    Method(
+        "transformers",
+        "convolutional tokenizer",
+        (
+            _transformer(
+                "spikeformer.spikeformer",
+                img_size=16,
+                strides=(2, 2),
+                dim=8,
+                depth=1,
+                num_heads=2,
+                in_channels=3,
+            ),
+        ),
+    ),
+    Method(
+        "transformers",
+        "dual spike self-attention (SpikingResformer)",
+        (
+            _transformer(
+                "spiking_resformer.spiking_resformer",
+                prologue="small",
+                widths=(4, 8),
+                num_heads=(1, 2),
+                patch_sizes=(2, 1),
+                layers=(("DSSA", "GWFFN"), ("DSSA", "GWFFN")),
+                group_size=4,
+            ),
+        ),
+    ),
     *(
         Method("transformers", title)
         for title in (
-            "convolutional tokenizer",
-            "dual spike self-attention (SpikingResformer)",
             "spatio-temporal self-attention with relative bias (STS-Transformer)",
             "intrinsic plasticity and denoising (DISTA)",
             "frequency-aware token mixer (SWformer)",

@@ -41,6 +41,8 @@ MODULES = (
     "sj_ext.model.revsnn",
     "sj_ext.model.transformer",
     "sj_ext.model.transformer.meta_spikeformer",
+    "sj_ext.model.transformer.spikeformer",
+    "sj_ext.model.transformer.spiking_resformer",
     "sj_ext.model.transformer.spikformer",
     "sj_ext.model.transformer.spikingformer",
     "sj_ext.model.trevsnn",

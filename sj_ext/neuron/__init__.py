@@ -3,6 +3,7 @@
 from .imp import IMPIFNode, IMPLIFNode, IMPParametricLIFNode, with_learnable_imp
 from .initial_potential import LearnableInitialPotential
 from .multi_level import MultiLevelFiringNode
+from .parametric_liaf import ParametricLIAFNode
 from .turn_off import TurnOffNode
 from .turn_on import TurnOnNode
 
@@ -12,6 +13,7 @@ __all__ = [
     "IMPParametricLIFNode",
     "LearnableInitialPotential",
     "MultiLevelFiringNode",
+    "ParametricLIAFNode",
     "TurnOffNode",
     "TurnOnNode",
     "with_learnable_imp",

@@ -19,6 +19,8 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "revsnn": ("revsnn_",),
     "spikingformer": ("spikingformer_", "cml_model_spikingformer", "cml_tokenizer"),
     "meta_spikeformer": ("sdtv2_",),
+    "spikeformer": ("ct_",),
+    "spiking_resformer": ("resformer_",),
     "spikformer": ("cml_sps", "cml_model_spikformer", "spikformer_"),
 }
 

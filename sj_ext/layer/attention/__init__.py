@@ -1,7 +1,18 @@
 """Attention of spikes: one idea a file."""
 
+from .dssa import DSSA
 from .product import SpikeProduct, spike_product
 from .sdsa import SDSA1, SDSA3
+from .space_time import SoftmaxAttention, SpaceTimeBlock
 from .ssa import SSA
 
-__all__ = ["SDSA1", "SDSA3", "SSA", "SpikeProduct", "spike_product"]
+__all__ = [
+    "DSSA",
+    "SDSA1",
+    "SDSA3",
+    "SSA",
+    "SoftmaxAttention",
+    "SpaceTimeBlock",
+    "SpikeProduct",
+    "spike_product",
+]

@@ -62,6 +62,11 @@ class SpikingTransformer(nn.Module, host.base.StepModule):
         self.published = published
         host.functional.set_step_mode(self, "m")
 
+    def supported_step_mode(self) -> tuple[str, ...]:
+        """``'s'`` and ``'m'``, or only ``'m'`` where a part sees all steps at once."""
+        whole = any(isinstance(part, host.base.MultiStepModule) for part in self.modules())
+        return ("m",) if whole else ("s", "m")
+
     def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Logits of every step; two of them in training with a distillation head."""
         return self.head(self.features(x))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +23,9 @@ class PublishedNames:
 
     #: which program, as an error calls it
     program: str
-    #: pairs of a regular expression and what stands in its place, applied in this order
-    rules: tuple[tuple[str, str], ...]
+    #: pairs of a regular expression and what stands in its place (a string, or a function of the
+    #: match, as in ``re.sub``), applied in this order
+    rules: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
     #: regular expressions of names that the program never uses
     dead: tuple[str, ...] = ()
 
