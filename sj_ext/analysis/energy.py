@@ -3,7 +3,8 @@
 A convolution or linear layer that reads spikes adds a weight for every spike and every output that
 the spike reaches: accumulations (AC). One that reads real values multiplies as well (MAC). The
 operations of a spiking layer therefore follow its input's firing rate. Counted exactly, spike by
-spike, so that borders and uneven firing make no error.
+spike, so that borders and uneven firing make no error. A product of two activations, in an
+attention, adds where one of the two is spikes.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .. import checks, host
+from ..layer.attention import MatrixProduct
 from ..observe import at_rest, watching
 
 __all__ = ["LayerOperations", "SynapticOperations", "synaptic_operations"]
@@ -122,7 +124,8 @@ def synaptic_operations(
 ) -> SynapticOperations:
     """Count the synaptic operations of ``model(x)``.
 
-    Convolutions and linear layers count, wherever they stand in the network; a layer that several
+    Convolutions and linear layers count, wherever they stand in the network, and the products of
+    this package's attentions; a layer that several
     places or steps share counts each time it runs. A weight that is 0, in a pruned layer, costs
     nothing. Biases, neurons, normalisation and pooling do
     not: they cost one operation per neuron, where a synapse costs its fan-in. On SpikingJelly 2.x
@@ -152,7 +155,7 @@ def synaptic_operations(
             "synaptic_operations needs a model in evaluation mode: call model.eval() first"
         )
     layers: list[LayerOperations] = []
-    counted: tuple[type[nn.Module], ...] = (*_CONVOLUTIONS, nn.Linear)
+    counted: tuple[type[nn.Module], ...] = (*_CONVOLUTIONS, nn.Linear, MatrixProduct)
     named = {name: module for name, module in model.named_modules() if isinstance(module, counted)}
     with (
         at_rest(model),
@@ -174,13 +177,26 @@ def _samples(model: nn.Module, y: object) -> int:
     return max(1, y.shape[1] if steps else y.shape[0])
 
 
-def _operations(name: str, module: Any, x: torch.Tensor, output: torch.Tensor) -> LayerOperations:
+def _operations(name: str, module: Any, x: Any, output: torch.Tensor) -> LayerOperations:
+    if isinstance(module, MatrixProduct):
+        return _product(name, *x)
     dense = output.numel() * module.weight[0].numel()
     rate = float((x != 0).double().mean())
     kept = (module.weight != 0).double()
     if bool(((x == 0) | (x == 1)).all()):
         return LayerOperations(name, rate, dense, acs=additions(module, x, kept), macs=0)
     return LayerOperations(name, rate, dense, acs=0, macs=round(dense * float(kept.mean())))
+
+
+def _product(name: str, a: torch.Tensor, b: torch.Tensor) -> LayerOperations:
+    """Additions where one matrix is spikes, each of one element of the other that is not 0."""
+    dense = a.shape[-2] * a.shape[-1] * b.shape[-1] * a[..., 0, 0].numel()
+    spikes = [z for z in (a, b) if bool(((z == 0) | (z == 1)).all())]
+    rate = float(((spikes or [a])[0] != 0).double().mean())
+    count = round(float(((a != 0).double() @ (b != 0).double()).sum()))
+    return LayerOperations(
+        name, rate, dense, acs=count if spikes else 0, macs=0 if spikes else count
+    )
 
 
 def additions(module: Any, spikes: torch.Tensor, kept: torch.Tensor) -> int:

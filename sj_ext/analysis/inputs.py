@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from .. import checks
-from ..layer.attention import SpikeProduct
-from ..observe import at_rest
+from ..layer.attention import MatrixProduct
+from ..observe import at_rest, watching
 
 __all__ = ["LayerInput", "layer_inputs"]
 
 #: from the least general kind to the most
 _KINDS = ("binary", "integer", "real")
+_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, MatrixProduct)
 
 
 class LayerInput(NamedTuple):
     """What one layer read."""
 
-    #: the layer's name in the network; for a product of an attention, with ``.q``, ``.k`` or ``.v``
+    #: the layer's name in the network
     name: str
     #: ``'binary'`` (0 and 1), ``'integer'`` (sums of spikes, or signed ones) or ``'real'``
     kind: str
@@ -31,11 +30,12 @@ class LayerInput(NamedTuple):
 
 
 def layer_inputs(model: nn.Module, x: torch.Tensor) -> tuple[LayerInput, ...]:
-    """Say for every convolution, linear layer and product of spikes what it reads.
+    """Say for every convolution, linear layer and product of an attention what it reads.
 
     A network is spike-driven where all layers behind the first read binary inputs: they add weights
     and multiply nothing. Sums of spikes (spike-element-wise shortcuts) are whole numbers, so that a
-    layer adds a weight as often; real values are multiplied.
+    layer adds a weight as often; real values are multiplied. A product of two activations needs
+    spikes on one side only: the entry is of the side that is nearer to spikes.
 
     The network runs once, from rest and in evaluation mode, and is left as it was.
 
@@ -55,22 +55,13 @@ def layer_inputs(model: nn.Module, x: torch.Tensor) -> tuple[LayerInput, ...]:
     checks.module("model", model)
     seen: dict[str, list[tuple[str, float]]] = {}
 
-    def look(names: tuple[str, ...]) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            for name, value in zip(names, args, strict=False):
-                seen.setdefault(name, []).append(_described(value))
+    def look(name: str, layer: nn.Module, x: Any, y: torch.Tensor) -> None:
+        sides = x if isinstance(layer, MatrixProduct) else (x,)
+        found = min(map(_described, sides), key=lambda side: _KINDS.index(side[0]))
+        seen.setdefault(name, []).append(found)
 
-        return hook
-
-    with at_rest(model), contextlib.ExitStack() as handles:
-        for name, module in model.named_modules():
-            if isinstance(module, SpikeProduct):
-                names = tuple(f"{name}.{operand}" for operand in "qkv")
-            elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)):
-                names = (name,)
-            else:
-                continue
-            handles.callback(module.register_forward_pre_hook(look(names)).remove)
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, _LAYERS)}
+    with at_rest(model), watching(layers, look):
         model(x)
     if not seen:
         raise RuntimeError("model has run no convolution and no linear layer")

@@ -6,6 +6,7 @@ from torch import nn
 
 from sj_ext import host
 from sj_ext.analysis import synaptic_operations
+from sj_ext.layer.attention import MatrixProduct
 from sj_ext.model import TRevSNN, reparameterize
 
 
@@ -142,3 +143,32 @@ def test_energy_is_told_per_sample_and_as_a_table():
     assert energy == f"{both.energy_per_sample():,.6g} pJ per sample (2 in the input)"
     with pytest.raises(ValueError, match="samples must be at least 1, got 0"):
         synaptic_operations(net, x, samples=0)
+
+
+def test_products_of_attentions_add_where_one_side_is_spikes():
+    product = MatrixProduct()
+    spikes = (torch.rand(2, 3, 4) < 0.5).float()
+    counts = torch.randint(0, 3, (2, 4, 5)).float()
+    for pair in ((spikes, counts), (counts.mT, spikes.mT)):
+        (layer,) = synaptic_operations(_Pair(product, pair).eval(), torch.zeros(2)).layers
+        wanted = sum(
+            bool(spikes[n, i, j]) and bool(counts[n, j, k])
+            for n in range(2)
+            for i in range(3)
+            for j in range(4)
+            for k in range(5)
+        )
+        assert (layer.acs, layer.macs, layer.dense) == (wanted, 0, 2 * 3 * 4 * 5)
+        assert layer.rate == float(spikes.mean())
+    real = counts + 0.5
+    (layer,) = synaptic_operations(_Pair(product, (real.mT, real)).eval(), torch.zeros(2)).layers
+    assert (layer.acs, layer.macs) == (0, 2 * 5 * 4 * 5)
+
+
+class _Pair(nn.Module):
+    def __init__(self, product, pair):
+        super().__init__()
+        self.product, self.pair = product, pair
+
+    def forward(self, x):
+        return self.product(self.pair)

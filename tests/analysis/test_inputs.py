@@ -22,7 +22,13 @@ def test_spikingformer_is_spike_driven_up_to_its_head():
     found = kinds("spikingformer")
     assert found.pop("head.linear") == "real"
     assert set(found.values()) == {"binary"}
-    assert {"body.0.attn.product.q", "body.0.attn.product.v"} <= set(found)
+    assert {"body.0.attn.product.first", "body.0.attn.product.second"} <= set(found)
+
+
+def test_each_product_of_dual_spike_attention_has_spikes_on_one_side():
+    found = kinds("spiking_resformer")
+    products = {name: kind for name, kind in found.items() if ".product_" in name}
+    assert len(products) == 4 and set(products.values()) == {"binary"}
 
 
 def test_spikformers_blocks_read_sums_of_spikes():

@@ -1,7 +1,8 @@
 """Attention of spikes: one idea a file."""
 
 from .dssa import DSSA
-from .product import SpikeProduct, spike_product
+from .matrix_product import MatrixProduct
+from .product import SpikeProduct
 from .sdsa import SDSA1, SDSA3
 from .space_time import SoftmaxAttention, SpaceTimeBlock
 from .ssa import SSA
@@ -11,8 +12,8 @@ __all__ = [
     "SDSA1",
     "SDSA3",
     "SSA",
+    "MatrixProduct",
     "SoftmaxAttention",
     "SpaceTimeBlock",
     "SpikeProduct",
-    "spike_product",
 ]

@@ -8,6 +8,7 @@ from torch import nn
 from ... import checks
 from ..conv_bn import ConvBN
 from ..spiking import NeuronFactory, new_neuron
+from .matrix_product import MatrixProduct
 from .ssa import check_heads
 
 __all__ = ["DSSA"]
@@ -72,6 +73,7 @@ class DSSA(nn.Module):
         self.patch_size = checks.integer("patch_size", patch_size, at_least=1)
         self.neuron_in = new_neuron(spiking_neuron)
         self.patches = ConvBN(dim, 2 * dim, patch_size, patch_size, padding=0)
+        self.product_attn, self.product_out = MatrixProduct(), MatrixProduct()
         self.neuron_attn = new_neuron(spiking_neuron)
         self.neuron_out = new_neuron(spiking_neuron)
         self.proj = ConvBN(dim, dim)
@@ -87,9 +89,10 @@ class DSSA(nn.Module):
         spikes = self.neuron_in(x)
         first, second = self._heads(self.patches(spikes)).chunk(2, -2)
         s = self._heads(spikes)
-        product = first.mT @ s * self._factor(s, self.firing_rate_x, s.shape[-2])
+        product = self.product_attn((first.transpose(-2, -1), s))
+        product = product * self._factor(s, self.firing_rate_x, s.shape[-2])
         attention = self.neuron_attn(product)
-        o = second @ attention
+        o = self.product_out((second, attention))
         o = o * self._factor(attention, self.firing_rate_attn, attention.shape[-2])
         return self.proj(self.neuron_out(o.reshape(x.shape)))
 
