@@ -1,0 +1,233 @@
+"""Train spiking transformers on CIFAR-10, one after the other, and write a table of what they do.
+
+    python examples/train_transformer.py examples/configs/transformers/*.json \\
+        --data-dir CIFAR --output runs/transformers
+    python examples/train_transformer.py --short
+
+A configuration is a JSON file: ``model`` names a constructor of ``sj_ext.model.transformer``,
+``arguments`` are its sizes, ``recipe`` is how it is trained (see ``RECIPE`` for what that may say and
+what it says by default). The data folder holds torchvision's copy of CIFAR-10 or a packed one.
+
+The recipe is all that is applied: AdamW without decay of biases and norms, a warm-up and a cosine,
+flips and shifts of the images, gradients clipped, the cross-entropy of the mean over the steps or of
+every step (``"loss": "tet"``). The programs of the papers mention flags that they never use, such as
+``drop_path``; there are none here.
+
+``--short`` trains two small networks for a moment on scikit-learn's digits, without a data folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from functools import partial, reduce
+from pathlib import Path
+from typing import Any
+
+import torch
+from data import cifar10, digits
+from torch.nn.functional import cross_entropy, pad
+from tqdm import tqdm
+
+import sj_ext
+from sj_ext import host
+from sj_ext.analysis import activation_memory, synaptic_operations
+from sj_ext.functional import tet_cross_entropy
+from sj_ext.memory import compact
+from sj_ext.model import transformer
+from sj_ext.observe import at_rest, watching
+
+CONFIGS = Path(__file__).parent / "configs" / "transformers"
+RECIPE = {
+    "epochs": 3,
+    "batch_size": 64,
+    "lr": 2e-3,
+    "weight_decay": 0.01,
+    "warmup": 0.1,
+    "clip": 1.0,
+    "loss": "mean",
+}
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+COLUMNS = ("model", "parameters", "accuracy", "rate", "ACs", "MACs", "held", "held compact", "s")
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("configs", type=Path, nargs="*", help="JSON files, see examples/configs/transformers")
+    add("--data-dir", type=Path, help="CIFAR-10: torchvision's copy, or train.npz and test.npz")
+    add("--download", action="store_true", help="let torchvision fetch its copy")
+    add("--output", type=Path, default=Path("runs/transformers"), help="records and the table")
+    add("--limit", type=int, help="train on so many images only")
+    add("--test-limit", type=int, help="test on so many images only")
+    add("--epochs", type=int, help="instead of the recipe's")
+    add("--seed", type=int, default=0)
+    add("--short", action="store_true", help="a moment's run on digits")
+    options = parser.parse_args(argv)
+    if options.short:
+        options.configs = [CONFIGS / "spikingformer.json", CONFIGS / "spiking_resformer.json"]
+        options.epochs, options.output = 1, Path("runs/short")
+    elif not options.configs or options.data_dir is None:
+        parser.error("configs and --data-dir are needed, or --short")
+    return options
+
+
+def images(options: argparse.Namespace, train: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Normalised images ``[N, 3, 32, 32]`` and labels."""
+    if options.short:
+        x, y = digits(32)[0 if train else 1][: 192 if train else 64]
+        return x.expand(-1, 3, -1, -1), y
+    limit = options.limit if train else options.test_limit
+    pixels, y = cifar10(options.data_dir, train, limit, options.download)
+    mean, std = (torch.tensor(z).view(1, 3, 1, 1) for z in (MEAN, STD))
+    return (pixels / 255 - mean) / std, y
+
+
+def build(config: dict[str, Any]) -> torch.nn.Module:
+    make = reduce(getattr, config["model"].split("."), transformer)
+    return make(**config["arguments"])
+
+
+def augmented(x: torch.Tensor) -> torch.Tensor:
+    """Each image mirrored or not, the batch shifted by up to 4 pixels."""
+    mirrored = torch.where((torch.rand(len(x)) < 0.5).view(-1, 1, 1, 1), x.flip(-1), x)
+    i, j = torch.randint(0, 9, (2,)).tolist()
+    return pad(mirrored, (4, 4, 4, 4))[..., i : i + x.shape[-2], j : j + x.shape[-1]]
+
+
+def rate_at(step: int, steps: int, warmup: float) -> float:
+    """Share of the full learning rate: linear up, then half a cosine down."""
+    begin = max(1, round(warmup * steps))
+    if step < begin:
+        return (step + 1) / begin
+    return 0.5 * (1 + math.cos(math.pi * (step - begin) / max(1, steps - begin)))
+
+
+def loss_of(name: str, y_seq: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    if name == "tet":
+        return tet_cross_entropy(y_seq, target)
+    return cross_entropy(y_seq.mean(0), target)
+
+
+def train(
+    net: torch.nn.Module, recipe: dict[str, Any], x: torch.Tensor, y: torch.Tensor, title: str
+) -> None:
+    groups = sj_ext.parameter_groups(net, recipe["weight_decay"], recipe["lr"])
+    optimizer = torch.optim.AdamW(groups)
+    per_epoch = len(x) // recipe["batch_size"]
+    steps = recipe["epochs"] * per_epoch
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, partial(rate_at, steps=steps, warmup=recipe["warmup"])
+    )
+    net.train()
+    bar = tqdm(range(steps), title, leave=False, disable=None)
+    for step in bar:
+        if step % per_epoch == 0:
+            order = torch.randperm(len(x))
+        batch = order[step % per_epoch * recipe["batch_size"] :][: recipe["batch_size"]]
+        optimizer.zero_grad()
+        loss = loss_of(recipe["loss"], net(augmented(x[batch])), y[batch])
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(net.parameters(), recipe["clip"])
+        if not bool(norm.isfinite()):
+            raise RuntimeError(f"{title}: the gradient of step {step} is not finite")
+        optimizer.step()
+        schedule.step()
+        host.functional.reset_net(net)
+        bar.set_postfix(loss=f"{float(loss.detach()):.3f}")
+
+
+@torch.no_grad()
+def accuracy(net: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
+    net.eval()
+    right = 0
+    for batch, target in zip(x.split(250), y.split(250), strict=True):
+        right += int((net(batch).mean(0).argmax(-1) == target).sum())
+        host.functional.reset_net(net)
+    return right / len(y)
+
+
+def measured(net: torch.nn.Module, recipe: dict[str, Any], x: torch.Tensor) -> dict[str, float]:
+    """Mean rate of the neurons, operations of an image, and bytes that training holds."""
+    rates: list[float] = []
+    neurons = [(0, m) for m in net.modules() if isinstance(m, host.neuron.BaseNode)]
+    sample = x[:8]
+    with at_rest(net), watching(neurons, lambda key, m, a, s: rates.append(float(s.mean()))):
+        net(sample)
+    count = synaptic_operations(net.eval(), sample, samples=len(sample))
+    held = {}
+    for name, network in (("held", net), ("held_compact", compact(net, sample[:2]))):
+        network.train()
+        _, memory = activation_memory(partial(network, x[: recipe["batch_size"]]))
+        host.functional.reset_net(net)
+        held[name] = memory.saved
+    return {
+        "rate": sum(rates) / len(rates),
+        "acs": count.acs / len(sample),
+        "macs": count.macs / len(sample),
+        **held,
+    }
+
+
+def run(path: Path, options: argparse.Namespace, train_set: Any, test_set: Any) -> dict[str, Any]:
+    config = json.loads(path.read_text("utf-8"))
+    recipe = RECIPE | config.get("recipe", {})
+    unknown = sorted(set(recipe) - set(RECIPE))
+    if unknown:
+        raise ValueError(f"{path.name}: recipe has {unknown[0]!r}, which is none of {list(RECIPE)}")
+    if options.epochs is not None:
+        recipe["epochs"] = options.epochs
+    torch.manual_seed(options.seed)
+    start = time.perf_counter()
+    net = build(config)
+    train(net, recipe, *train_set, title=path.stem)
+    record = {
+        "model": path.stem,
+        "parameters": sum(p.numel() for p in net.parameters()),
+        "accuracy": accuracy(net, *test_set),
+        **measured(net, recipe, train_set[0]),
+        "seconds": time.perf_counter() - start,
+        "images": len(train_set[0]),
+        "recipe": recipe,
+    }
+    options.output.mkdir(parents=True, exist_ok=True)
+    (options.output / f"{path.stem}.json").write_text(json.dumps(record, indent=1), "utf-8")
+    return record
+
+
+def table(records: list[dict[str, Any]]) -> str:
+    """Markdown."""
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
+    for r in records:
+        cells = (
+            r["model"],
+            f"{r['parameters']:,}",
+            f"{r['accuracy']:.1%}",
+            f"{r['rate']:.3f}",
+            f"{r['acs'] / 1e6:.1f} M",
+            f"{r['macs'] / 1e6:.1f} M",
+            f"{r['held'] / 2**20:.0f} MiB",
+            f"{r['held_compact'] / 2**20:.0f} MiB",
+            f"{r['seconds']:.0f}",
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
+    options = parse(argv)
+    train_set, test_set = images(options, True), images(options, False)
+    records = []
+    for path in options.configs:
+        records.append(run(path, options, train_set, test_set))
+        print(table(records[-1:]).splitlines()[-1], flush=True)
+    text = table(records)
+    (options.output / "table.md").write_text(text + "\n", "utf-8")
+    print(text)
+    return records
+
+
+if __name__ == "__main__":
+    main()
