@@ -5,13 +5,13 @@
     python examples/train_transformer.py --short
 
 A configuration is a JSON file: ``model`` names a constructor of ``sj_ext.model.transformer``,
-``arguments`` are its sizes, ``recipe`` is how it is trained (see ``RECIPE`` for what that may say and
-what it says by default). The data folder holds torchvision's copy of CIFAR-10 or a packed one.
+``arguments`` are its sizes, ``recipe`` is how it is trained (``RECIPE`` has what that may say, and
+what holds by default). The data folder holds torchvision's copy of CIFAR-10 or a packed one.
 
 The recipe is all that is applied: AdamW without decay of biases and norms, a warm-up and a cosine,
-flips and shifts of the images, gradients clipped, the cross-entropy of the mean over the steps or of
-every step (``"loss": "tet"``). The programs of the papers mention flags that they never use, such as
-``drop_path``; there are none here.
+flips and shifts of the images, gradients clipped, the cross-entropy of the mean over the steps, or
+of every step (``"loss": "tet"``). The programs of the papers mention flags that they never use,
+such as ``drop_path``; there are none here.
 
 ``--short`` trains two small networks for a moment on scikit-learn's digits, without a data folder.
 """
