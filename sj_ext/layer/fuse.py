@@ -10,7 +10,11 @@ __all__ = ["Fusable", "fuse"]
 
 
 class Fusable(nn.Module):
-    """A part that :func:`fuse` can replace by a simpler one with the same output in evaluation."""
+    """A part that :func:`fuse` can replace by a simpler one with the same output in evaluation.
+
+    Shapes:
+        those of the part, ``[T, N, *]`` or ``[N, *]``.
+    """
 
     def fused(self) -> nn.Module:
         """The simpler part; it may share tensors with this one."""

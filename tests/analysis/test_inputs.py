@@ -32,7 +32,11 @@ def test_each_product_of_dual_spike_attention_has_spikes_on_one_side():
 
 
 def test_spikformers_blocks_read_sums_of_spikes():
-    found = kinds("spikformer_cml")
+    def fire(net):
+        nn.init.constant_(net.stem.position.project.bn.bias, 9.0)  # counts of 1 and 2
+        return net
+
+    found = kinds("spikformer_cml", fire)
     assert {found[f"body.0.attn.{name}.conv"] for name in "qkv"} == {"integer"}
     assert found["body.0.attn.proj.conv"] == found["body.0.mlp.fc2.conv"] == "binary"
 

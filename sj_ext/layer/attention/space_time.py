@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from ... import checks, host
 from ..spiking import NeuronFactory, new_neuron
+from .matrix_product import MatrixProduct
 from .ssa import check_heads
 
 __all__ = ["SoftmaxAttention", "SpaceTimeBlock"]
@@ -32,6 +32,7 @@ class SoftmaxAttention(nn.Module):
         check_heads(dim, num_heads)
         self.num_heads = num_heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.first, self.second = MatrixProduct(), MatrixProduct()
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -39,7 +40,8 @@ class SoftmaxAttention(nn.Module):
             z.unflatten(-1, (self.num_heads, -1)).transpose(-2, -3)
             for z in self.qkv(x).chunk(3, -1)
         )
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(-2, -3).flatten(-2))
+        weights = self.first((q * q.shape[-1] ** -0.5, k.transpose(-2, -1))).softmax(-1)
+        return self.proj(self.second((weights, v)).transpose(-2, -3).flatten(-2))
 
 
 class SpaceTimeBlock(nn.Module, host.base.MultiStepModule):
