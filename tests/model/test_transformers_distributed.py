@@ -1,4 +1,4 @@
-"""Spiking transformers under DistributedDataParallel: ranks give the gradient of the whole batch."""
+"""Spiking transformers in two processes: both have the gradient of the whole batch."""
 
 import gloo
 import torch
