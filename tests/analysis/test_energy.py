@@ -159,7 +159,7 @@ def test_products_of_attentions_add_where_one_side_is_spikes():
             for k in range(5)
         )
         assert (layer.acs, layer.macs, layer.dense) == (wanted, 0, 2 * 3 * 4 * 5)
-        assert layer.rate == float(spikes.mean())
+        assert layer.rate == pytest.approx(float(spikes.double().mean()))
     real = counts + 0.5
     (layer,) = synaptic_operations(_Pair(product, (real.mT, real)).eval(), torch.zeros(2)).layers
     assert (layer.acs, layer.macs) == (0, 2 * 5 * 4 * 5)
