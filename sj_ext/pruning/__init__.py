@@ -7,7 +7,7 @@ from .baselines import (
     LayerMagnitudePruner,
     compress_then_finetune,
 )
-from .export import export_csr, shrink
+from .export import export_csr
 from .legacy import plain_state_dict
 from .masks import density, hand_over, make_permanent
 from .minimax import MinimaxPruner, Rates
@@ -15,6 +15,7 @@ from .pruner import Pruner
 from .report import History
 from .resources import LatencyTable, Resource, measure_latency, resource
 from .schedule import Schedule, Stage
+from .shrinking import carry_over, shrink
 
 __all__ = [
     "GlobalMagnitudePruner",
@@ -28,6 +29,7 @@ __all__ = [
     "Resource",
     "Schedule",
     "Stage",
+    "carry_over",
     "compress_then_finetune",
     "density",
     "export_csr",

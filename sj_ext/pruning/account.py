@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from .resources import LayerInfo, Resource
+from .budgets import Target
+from .resources import LayerInfo
 from .resources.base import Params
 from .selection import smallest_count
 from .units import Weights
@@ -19,23 +20,21 @@ class Account:
     Args:
         layers: every layer with weights, pruned or left dense.
         units: what is cut in the pruned ones.
-        resources: what is counted.
-        budgets: one share per resource.
+        targets: what is counted, and its budgets.
     """
 
     def __init__(
         self,
         layers: Sequence[LayerInfo],
         units: Weights,
-        resources: Sequence[Resource],
-        budgets: Sequence[float],
+        targets: Sequence[Target],
     ):
         self.layers = list(layers)
         self.pruned = [layer for layer in layers if layer.pruned]
         self.where = [i for i, layer in enumerate(layers) if layer.pruned]
         self.units = units
-        self.resources = list(resources)
-        self.budgets = list(budgets)
+        self.targets = list(targets)
+        self.resources = [target.resource for target in targets]
         self.total = sum(layer.weights for layer in layers)
         #: units that are cut, by pool
         self.cut = [0] * len(units.sizes)
@@ -148,19 +147,38 @@ class Account:
 
     # ---- what is possible ---------------------------------------------------------------------
 
-    def require_possible(self, res: Resource) -> None:
-        """Raise where the budget of ``res`` is below what has to stay.
+    def floor(self) -> list[float]:
+        """Every resource with all cut that may be."""
+        return self.values(self.units.most)
+
+    def require_possible(self) -> None:
+        """Raise where a budget is below what has to stay.
 
         Raises:
-            ValueError: with the figures.
+            ValueError: with the figures of each layer.
         """
-        budget = self.budgets[self.resources.index(res)]
-        floor = res(self.kept(self.units.most))
-        if floor > budget:
-            dense = [layer.name for layer in self.layers if not layer.pruned]
-            stays = "" if self.units.single_weights else " together with one channel per layer"
-            raise ValueError(
-                f"budget {budget} of resource {res.name!r} cannot be met: the layers that are left "
-                f"dense ({', '.join(dense) or 'none'}) cost {floor:.6g} of the dense network"
-                f"{stays}; raise the budget or prune more layers (first=True prunes the first)"
-            )
+        for target, floor in zip(self.targets, self.floor(), strict=True):
+            target.measure()
+            if floor > target.share:
+                raise ValueError(self._impossible(target, floor))
+
+    def _impossible(self, target: Target, floor: float) -> str:
+        res, dense = target.resource, [layer for layer in self.layers if not layer.pruned]
+        names = ", ".join(layer.name for layer in dense) or "none"
+        share = "" if target.amount is None else f" ({target.share:.6g} of the dense network)"
+        stays = "" if self.units.single_weights else " together with one channel per layer"
+        total = res.total()
+        costs = [f"{layer.name} {res.cost(layer, 1.0) / total:.4g}" for layer in dense]
+        first = self.layers[0]
+        reason = (
+            f"; {first.name!r} is the first layer, which stays dense unless first=True or it is "
+            "named in layers="
+            if not first.pruned
+            else ""
+        )
+        return (
+            f"budget {target.given}{share} of resource {res.name!r} cannot be met: the layers that "
+            f"are left dense ({names}) cost {floor:.6g} of the dense network{stays}"
+            + (f" (one by one: {', '.join(costs)})" if costs else "")
+            + f"; raise the budget or prune more layers{reason}"
+        )

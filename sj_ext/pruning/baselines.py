@@ -18,7 +18,7 @@ from typing import Any
 from torch import nn
 
 from .minimax import MinimaxPruner
-from .pruner import Budget, Pruner
+from .pruner import Pruner
 from .schedule import Schedule, Stage
 from .selection import Cut, Ranking
 
@@ -41,24 +41,19 @@ class _Magnitude(Pruner):
         return [(pools, place)]
 
 
-def _once(budget: Any, schedule: Any) -> Schedule:
+class _Once(Pruner):
     """One cut in the first step; all other steps fine-tune."""
-    first = budget
-    if isinstance(budget, dict):
-        first = next(iter(budget.values()))
-    elif isinstance(budget, (list, tuple)):
-        first = budget[0]
-    steps = 1000 if schedule is None else schedule
-    if isinstance(steps, Schedule):
-        return steps
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"schedule must be a Schedule or a number of steps, got {schedule!r}")
-    if isinstance(first, (int, float)) and not isinstance(first, bool) and not 0 < first <= 1:
-        raise ValueError(f"budget must be in (0, 1], got {first!r}")
-    return Schedule((Stage(first, 1, steps - 1),))
+
+    def _make_schedule(self, schedule: Schedule | int | None) -> Schedule:
+        steps = 1000 if schedule is None else schedule
+        if isinstance(steps, Schedule):
+            return super()._make_schedule(steps)
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"schedule must be a Schedule or a number of steps, got {schedule!r}")
+        return Schedule((Stage(self._targets[0].share, 1, steps - 1),))
 
 
-class GlobalMagnitudePruner(_Magnitude):
+class GlobalMagnitudePruner(_Once, _Magnitude):
     """Cuts the smallest weights of all layers together in the first step, then fine-tunes.
 
     Args:
@@ -69,18 +64,8 @@ class GlobalMagnitudePruner(_Magnitude):
         TypeError, ValueError: as :class:`~sj_ext.pruning.Pruner`.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        budget: Budget,
-        schedule: Schedule | int | None = None,
-        **options: Any,
-    ):
-        super().__init__(model, budget=budget, schedule=_once(budget, schedule), **options)
 
-
-class LayerMagnitudePruner(Pruner):
+class LayerMagnitudePruner(_Once):
     """Cuts the same share of every layer, each layer's smallest weights, in the first step.
 
     Args:
@@ -90,16 +75,6 @@ class LayerMagnitudePruner(Pruner):
     Raises:
         TypeError, ValueError: as :class:`~sj_ext.pruning.Pruner`.
     """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        budget: Budget,
-        schedule: Schedule | int | None = None,
-        **options: Any,
-    ):
-        super().__init__(model, budget=budget, schedule=_once(budget, schedule), **options)
 
     def _compress(self) -> list[tuple[list[int], Cut]]:
         counts = self._account.uniform([0] * len(self.units.sizes), self._stages.levels())

@@ -23,7 +23,7 @@ from torch.nn.utils import parametrize, prune
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from . import optimizers
-from .layers import is_prunable
+from .layers import is_prunable, weight_sites
 from .selection import hold_
 from .wrappers import plain_name, unwrapped
 
@@ -116,6 +116,10 @@ class WeightMask:
         """Take another mask."""
         self._mask = mask
 
+    def load(self, mask: torch.Tensor) -> None:
+        """Take a closed mask from a checkpoint, whose weights may come later."""
+        self._mask, self.closed, self.loaded = mask, True, True
+
     @property
     def zeros(self) -> int:
         """How many weights are cut."""
@@ -143,7 +147,7 @@ class WeightMask:
     def verify(self) -> bool:
         """False where a loaded mask cuts weights as large as those that it keeps."""
         parameter, fits = self.parameter, True
-        if self.loaded and self.closed and parameter is not None:
+        if self.loaded and self.closed and parameter is not None and parameter.dim() > 1:
             weight, mask = parameter.detach(), self.mask
             if self.zeros and bool(mask.any()):
                 cut = weight[~mask].double().square().mean()
@@ -373,27 +377,31 @@ def _put_zeros(parameter: torch.Tensor, mask: torch.Tensor) -> None:
 
 @torch.no_grad()
 def density(model: nn.Module) -> float:
-    """Share of the weights of all linear and convolutional layers that are kept.
+    """Share of the weights that is kept.
 
-    Weights behind a closed mask are kept where the mask is set; all others where they are not zero.
-    A weight that several layers share counts once. Biases and normalisation do not count.
+    Counted are the weights of linear and convolutional layers, of ``nn.MultiheadAttention``,
+    ``nn.LSTM``, ``GRU`` and ``RNN``, and bare parameters that a pruner holds a mask of; biases and
+    normalisation are not. Weights behind a closed mask are kept where the mask is set; all others
+    where they are not zero. A weight that several layers share counts once.
 
     Args:
         model: any model, with or without masks.
 
     Raises:
-        ValueError: the model has no linear or convolutional layer.
+        ValueError: the model has no such weight.
     """
     kept = total = 0
+    sites = weight_sites(model, none_is_fine=True).values()
+    places = [(site.module, site.attribute) for site in sites]
+    masked = [(module, name) for _, module, name, _ in all_masks(model)]
+    matrices = [(m, n) for m, n in masked if getattr(m, n).dim() > 1 and n not in ("bias", "theta")]
     seen = set()
-    for module in model.modules():
-        if not is_prunable(module):
-            continue
-        parameter = parameter_of(module)
+    for module, name in [*places, *matrices]:
+        parameter = getattr(module, name)
         if id(parameter) in seen:
             continue
         seen.add(id(parameter))
-        mask = mask_of(module)
+        mask = mask_of(module, name)
         if mask is not None and mask.closed:
             kept += parameter.numel() - mask.zeros
         else:

@@ -36,8 +36,9 @@ import torch
 from torch import nn
 
 from .. import checks
+from .budgets import Budget, Resources
 from .layers import Chooser
-from .pruner import Budget, Pruner, Resources
+from .pruner import Pruner
 from .resources.base import Params
 from .schedule import Schedule
 from .selection import Cut, Ranking

@@ -14,24 +14,24 @@ from torch.optim import Optimizer
 from .. import checks
 from . import best, bits, masks
 from .account import Account
+from .budgets import Budget, Resources, limits
+from .channels import Channels
 from .counting import StepCounter
+from .dependency import trace
+from .glimpse import Glimpse
 from .layers import Chooser, choose
-from .report import History, overview
-from .resources import LatencyTable, Resource
-from .resources import resource as resource_by_name
+from .report import History, overview, plan_table
+from .resources import LatencyTable
 from .schedule import Schedule
 from .selection import Cut, NotFinite
 from .stages import Stages
 from .survey import survey
-from .units import Channels, Weights, following_norms
+from .units import Weights
 from .wrappers import plain_name, unwrapped
 
 __all__ = ["Pruner"]
 
 FORMAT = 1
-
-Budget = float | Sequence[float] | Mapping[str | Resource, float]
-Resources = str | Resource | Sequence[str | Resource]
 
 
 class Pruner:
@@ -39,21 +39,27 @@ class Pruner:
 
     Args:
         model: the network, changed in place: chosen layers get masks (``sj_ext.pruning.masks``).
-        budget: share of the dense network's resource that may be left, in (0, 1]; one per resource,
-            or a mapping from resource (or its name) to budget.
+        budget: share of the dense network's resource that may be left, in (0, 1]; or an amount per
+            sample: a whole number above 1, or text with a unit, such as ``1_000_000`` of
+            ``'params'``, ``'50 nJ'`` of ``'energy'``, ``'2 ms'`` of ``'latency'``, ``'3 MMAC'`` of
+            ``'flops'``. One per resource, or a mapping from resource (or its name) to budget.
         resource: ``'params'``, ``'flops'``, ``'synops'``, ``'latency'``, ``'energy'``, or a
             :class:`~sj_ext.pruning.resources.Resource`; or several.
         schedule: a :class:`~sj_ext.pruning.schedule.Schedule` whose last level is the first budget,
             a number of optimizer steps for the default schedule, or None for 1000 of them.
         layers: names, types or predicates ``(name, module) -> bool``; None for every linear and
-            convolutional layer. All others stay dense and count as such.
+            convolutional layer, ``nn.MultiheadAttention`` and ``nn.LSTM``, ``GRU`` and ``RNN``. All
+            others stay dense and count as such; so do frozen layers, unless they are named in full.
+            A bare parameter is pruned, and counts, if it is named in full.
         first: prune the first layer too. A layer given by its full name is pruned in any case.
         last: prune the last layer too. None: yes for weights, no for channels, which would remove
             outputs of the network.
         granularity: ``'weight'``, or ``'channel'`` for whole output channels.
         optimizer: the optimizer that trains the model. Its steps are then counted by its own hook
             and its learning rates used; otherwise a step is noticed by the change of the weights.
-        example_input: one batch, for ``'flops'``.
+        example_input: one batch, a tuple of several inputs or a mapping of named ones. ``'flops'``
+            needs it, and amounts of ``'synops'`` and ``'energy'``, which it measures before any
+            training.
         latency_table: for ``'latency'``.
         writer: an object with ``add_scalar(tag, value, step)``, such as TensorBoard's.
         log_every: steps between two rows of :attr:`history`.
@@ -76,7 +82,7 @@ class Pruner:
         last: bool | None = None,
         granularity: str = "weight",
         optimizer: Optimizer | None = None,
-        example_input: torch.Tensor | None = None,
+        example_input: Any = None,
         latency_table: LatencyTable | None = None,
         writer: Any = None,
         log_every: int = 10,
@@ -86,43 +92,49 @@ class Pruner:
         checks.integer("log_every", log_every, at_least=1)
         self.model = model = unwrapped(model)
         self.granularity = granularity
-        self.budgets, self.resources = _budgets(budget, resource, example_input, latency_table)
-        self.schedule = _schedule(schedule, self.budgets[0])
+        self._targets = limits(budget, resource, example_input, latency_table)
+        self.resources = [target.resource for target in self._targets]
         last = granularity == "weight" if last is None else last
-        chosen = choose(model, layers, first, last)
-        for name, module in chosen.items():
-            masks.check_unpruned(name, module)
-        infos, shared = survey(model, chosen)
+        chosen, known = choose(model, layers, first, last)
+        for name, site in chosen.items():
+            masks.check_unpruned(name, site.module, site.attribute)
+        infos, shared = survey(chosen, known)
         self._layers = [info for info in infos if info.pruned]
         self._small = sum(info.weights for info in infos) <= 1 << 20
         self._names = [info.name for info in infos if info.pruned]
         self._check_weights()
         # everything that can refuse the arguments comes before the model is changed
-        if granularity == "weight":
-            self.units = Weights(self._layers)
-        else:
-            self.units = Channels(self._layers, following_norms(model, self._layers))
-        for module, name in self.units.parameters():
-            masks.check_unpruned(_name_of(model, module), module, name)
-        self._account = Account(infos, self.units, self.resources, self.budgets)
+        self._example = example_input
+        if granularity == "channel":
+            for site in chosen.values():
+                if getattr(site.module, "bias", None) is not None:
+                    masks.check_unpruned(_name_of(model, site.module), site.module, "bias")
+        self.units = self._make_units()
+        self._example = None
+        self._account = Account(infos, self.units, self._targets)
         try:
             for res in self.resources:
                 res.bind(model, infos)
-                if res.ready:
-                    self._account.require_possible(res)
+            for target in self._targets:
+                target.measure()
+            self.schedule = self._make_schedule(schedule)
+            self._floors_checked = all(res.ready for res in self.resources)
+            if self._floors_checked:
+                self._account.require_possible()
         except Exception:
             for res in self.resources:
                 res.close()
             raise
-        self._floors_checked = all(res.ready for res in self.resources)
-        for module, name in self.units.parameters():
-            masks.attach(module, name)
-        for module, owner in shared:
-            masks.attach(module, mask=masks.own_mask(owner.module))
+        for layer in self._layers:
+            masks.attach(layer.module, layer.attribute)
+        for site, owner in shared:
+            own = masks.own_mask(owner.module, owner.attribute)
+            masks.attach(site.module, site.attribute, own)
 
+        self._glimpse = None if self.units.learned else Glimpse(model)
         #: optimizer steps that counted
         self.steps_done = 0
-        self._stages = Stages(self.schedule, self.budgets)
+        self._stages = Stages(self.schedule, self._targets)
         self._best: dict[str, Any] | None = None
         self._verify_masks = False
         self.writer, self.log_every = writer, log_every
@@ -131,7 +143,56 @@ class Pruner:
         self._counter = StepCounter(self._layers, optimizer)
         self._begin_stage()
 
+    def _make_units(self) -> Weights:
+        if self.granularity == "weight":
+            return Weights(self._layers)
+        graph = None if self._example is None else trace(self.model, self._example)
+        return Channels(self._layers, self.model, graph)
+
+    def _places(self) -> list[tuple[nn.Module, str]]:
+        """Every parameter in which zeros are held: its module, and its name there."""
+        return [(module, name) for _, module, name, _ in masks.all_masks(self.model)]
+
+    def _make_schedule(self, schedule: Schedule | int | None) -> Schedule:
+        target = self._targets[0]
+        if schedule is None:
+            return Schedule.geometric(target.share)
+        if isinstance(schedule, int) and not isinstance(schedule, bool):
+            return Schedule.geometric(target.share, schedule)
+        if not isinstance(schedule, Schedule):
+            raise TypeError(
+                f"schedule must be a Schedule, a number of steps or None, got {schedule!r}"
+            )
+        if target.amount is None and schedule.stages[-1].level != target.share:
+            raise ValueError(
+                f"the last level of schedule must be the (first) budget {target.share}, "
+                f"got {schedule.stages[-1].level}"
+            )
+        return schedule
+
     # ---- what a user reads --------------------------------------------------------------------
+
+    @property
+    def budgets(self) -> list[float]:
+        """The budget of each resource, as a share of the dense network."""
+        return [target.share for target in self._targets]
+
+    def floor(self) -> float | dict[str, float]:
+        """The least that each resource can come down to; by name where there are several.
+
+        Raises:
+            RuntimeError: a resource is measured while training and no forward was seen yet; with
+                ``example_input`` it is known when the pruner is built.
+        """
+        values = self._account.floor()
+        if len(values) == 1:
+            return values[0]
+        return {res.name: value for res, value in zip(self.resources, values, strict=True)}
+
+    @property
+    def plan(self) -> str:
+        """A table of the stages, and of what each layer costs: dense, and at least."""
+        return plan_table(self._account, self._stages)
 
     @property
     def optimizer(self) -> Optimizer | None:
@@ -206,8 +267,10 @@ class Pruner:
         if not self._counter.stepped:
             return False
         with torch.no_grad():
-            for place in self.units.parameters():
-                masks.own_mask(*place)  # or says why there is none
+            for layer in self._layers:
+                masks.own_mask(layer.module, layer.attribute)  # or says why there is none
+            if self._glimpse is not None:
+                self._learn(self._glimpse)
             if self._verify_masks:
                 self._check_masks()
             if self.finished:
@@ -255,7 +318,7 @@ class Pruner:
         known = -math.inf if self._best is None else self._best["score"]
         if not self._stages.closed or not value > known:
             return False
-        self._best = best.take(self.model, self.units.parameters(), value)
+        self._best = best.take(self.model, self._places(), value)
         return True
 
     def _compress(self) -> list[tuple[list[int], Cut]]:
@@ -275,15 +338,15 @@ class Pruner:
         for res in self.resources:
             res.update()
         if not self._floors_checked:
-            self._account.values()
-            for res in self.resources:
-                self._account.require_possible(res)
+            self._account.require_possible()
             self._floors_checked = True
+        for target in self._targets:
+            target.measure()
 
     def _close(self, cuts: Sequence[tuple[list[int], Cut]]) -> None:
         for pools, cut in cuts:
             self.units.write_masks(pools, cut)
-        for module, name in self.units.parameters():
+        for module, name in self._places():
             masks.own_mask(module, name).close()
         self._stages.closed = True
         for res in self.resources:
@@ -293,22 +356,28 @@ class Pruner:
         if not self._stages.closed:
             self._refuse_to_end()
         if self._best is not None:
-            best.restore(self.model, self.units.parameters(), self._best)
+            best.restore(self.model, self._places(), self._best)
         self._stages.go_on()
         if self.finished:
             self._best = None
             for res in self.resources:
                 res.close()
             return
-        for module, name in self.units.parameters():
+        for module, name in self._places():
             masks.own_mask(module, name).open()
         for res in self.resources:
             res.freeze(False)
         self._begin_stage()
 
+    def _learn(self, glimpse: Glimpse) -> None:
+        """Follow the data flow of the first forward pass that was seen, if there was one."""
+        self._glimpse = None
+        seen = glimpse.take()
+        self.units.learn(None if seen is None else trace(self.model, seen))
+
     def _hold(self) -> None:
         """Zeros in their places, unless the optimizer's own hook has just put them there."""
-        for module, name in self.units.parameters():
+        for module, name in self._places():
             mask = masks.own_mask(module, name)
             if not mask.fresh:
                 mask.hold()
@@ -337,9 +406,9 @@ class Pruner:
 
     def _check_masks(self) -> None:
         self._verify_masks = False
-        fits = [masks.own_mask(*place).verify() for place in self.units.parameters()]
+        fits = [masks.own_mask(*place).verify() for place in self._places()]
         if not all(fits):
-            module, _ = self.units.parameters()[fits.index(False)]
+            module, _ = self._places()[fits.index(False)]
             raise RuntimeError(
                 f"the masks of the pruner's state do not belong to the weights: layer "
                 f"{_name_of(self.model, module)!r} has as large weights where they are cut as "
@@ -375,10 +444,16 @@ class Pruner:
             "pruner": type(self).__name__,
             "granularity": self.granularity,
             "budgets": {
-                res.name: budget for res, budget in zip(self.resources, self.budgets, strict=True)
+                target.resource.name: target.share if target.amount is None else target.given
+                for target in self._targets
             },
+            # levels of an amount follow from what the dense network costs
             "schedule": [
-                [stage.level, stage.compress_steps, stage.finetune_steps]
+                [
+                    stage.level if self._targets[0].amount is None else None,
+                    stage.compress_steps,
+                    stage.finetune_steps,
+                ]
                 for stage in self.schedule.stages
             ],
         }
@@ -397,6 +472,7 @@ class Pruner:
             "cut": list(self._account.cut),
             "resources": [res.state_dict() for res in self.resources],
             "best": copy.deepcopy(self._best),
+            "levels": [stage.level for stage in self.schedule.stages],
             "masks": self._packed_masks(),
             "history": self.history.state_dict(),
             "method": self._method_state(),
@@ -424,6 +500,8 @@ class Pruner:
                     f"the checkpoint is of {what}: it has {_difference(other[key], value)}"
                 )
         self.steps_done = state["steps_done"]
+        if "levels" in state:
+            self.schedule = self._stages.schedule = self.schedule.at(state["levels"])
         self._stages.load_state_dict(state)
         self._account.cut = list(state["cut"])
         for res, saved in zip(self.resources, state["resources"], strict=True):
@@ -431,6 +509,8 @@ class Pruner:
             res.freeze(self._stages.closed)
             if self.finished:
                 res.close()
+        for target in self._targets:
+            target.measure()
         self._floors_checked = self._floors_checked or self.steps_done > 0
         self._best = copy.deepcopy(state["best"])
         self.history.load_state_dict(state["history"])
@@ -438,24 +518,33 @@ class Pruner:
         self._load_masks(state.get("masks"))
         self._counter.forget()
 
-    def _packed_masks(self) -> list[torch.Tensor] | None:
+    def _packed_masks(self) -> dict[str, torch.Tensor] | None:
         if not self._stages.closed:
             return None
-        return [bits.pack(masks.own_mask(*place).mask) for place in self.units.parameters()]
+        return {
+            plain_name(f"{layer}.{name}"): bits.pack(mask.mask)
+            for layer, _, name, mask in masks.all_masks(self.model)
+        }
 
-    def _load_masks(self, packed: Sequence[torch.Tensor] | None) -> None:
-        for i, place in enumerate(self.units.parameters()):
-            mask = masks.own_mask(*place)
+    def _load_masks(self, packed: Mapping[str, torch.Tensor] | None) -> None:
+        for _, _, _, mask in masks.all_masks(self.model):
             mask.open()
-            if self._stages.closed:
-                parameter = getattr(*place)
-                mask.set(
-                    masks.from_zeros(parameter, _name_of(self.model, place[0]))
-                    if packed is None
-                    else bits.unpack(packed[i], parameter)
-                )
-                mask.closed = mask.loaded = True
         self._verify_masks = self._stages.closed
+        if not self._stages.closed:
+            return
+        parameters = {
+            plain_name(f"{layer}.{name}"): (module, name)
+            for layer, module in self.model.named_modules()
+            for name, _ in module.named_parameters(recurse=False)
+        }
+        if packed is None:  # of 0.1: the zeros themselves
+            for layer, module, name, mask in masks.all_masks(self.model):
+                mask.load(masks.from_zeros(getattr(module, name), layer))
+            return
+        for full, entry in packed.items():
+            module, name = parameters[full]
+            mask = masks.mask_of(module, name) or masks.attach(module, name)
+            mask.load(bits.unpack(entry, getattr(module, name)))
 
     def _method_state(self) -> dict[str, Any]:
         return {}
@@ -479,44 +568,3 @@ def _difference(there: Any, here: Any) -> str:
                 )
         return f"the order {list(there)} where this pruner has {list(here)}"
     return f"{there!r} where this pruner has {here!r}"
-
-
-def _budgets(
-    budget: Any, resource: Any, example_input: torch.Tensor | None, latency_table: Any
-) -> tuple[list[float], list[Resource]]:
-    if isinstance(budget, Mapping):
-        resource, budget = list(budget), list(budget.values())
-    resources = [resource] if isinstance(resource, (str, Resource)) else list(resource)
-    budgets = [budget] if isinstance(budget, (int, float)) else list(budget)
-    if len(resources) != len(budgets) or not budgets:
-        raise ValueError(
-            f"budget must have one number per resource, got {len(budgets)} for {len(resources)}"
-        )
-    for value in budgets:
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"budget must be a number in (0, 1], got {value!r}")
-        if not 0 < value <= 1:
-            raise ValueError(f"budget must be in (0, 1], got {value!r}")
-    made = [
-        resource_by_name(which, example_input=example_input, latency_table=latency_table)
-        for which in resources
-    ]
-    names = [res.name for res in made]
-    if len(set(names)) != len(names):
-        raise ValueError(f"resources must have different names, got {names}")
-    return [float(value) for value in budgets], made
-
-
-def _schedule(schedule: Schedule | int | None, budget: float) -> Schedule:
-    if schedule is None:
-        return Schedule.geometric(budget)
-    if isinstance(schedule, int) and not isinstance(schedule, bool):
-        return Schedule.geometric(budget, schedule)
-    if not isinstance(schedule, Schedule):
-        raise TypeError(f"schedule must be a Schedule, a number of steps or None, got {schedule!r}")
-    if schedule.stages[-1].level != budget:
-        raise ValueError(
-            f"the last level of schedule must be the (first) budget {budget}, "
-            f"got {schedule.stages[-1].level}"
-        )
-    return schedule

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .account import Account
     from .stages import Stages
 
-__all__ = ["History", "aligned", "overview"]
+__all__ = ["History", "aligned", "overview", "plan_table"]
 
 
 def aligned(lines: Sequence[Sequence[Any]]) -> str:
@@ -41,7 +41,8 @@ def overview(pruner: Any, account: Account, stages: Stages) -> str:
     for i, res in enumerate(account.resources):
         ready = all(each.ready for each in account.resources)
         now = account.values()[i] if ready else "not measured"
-        budgets.append([res.name, now, levels[i], stages.budgets[i]])
+        given = stages.targets[i].given
+        budgets.append([res.name, now, levels[i], given])
     layers: list[list[Any]] = [["layer", "weights", "kept", "share", ""]]
     kept = account.kept()
     for layer, left in zip(account.layers, kept, strict=True):
@@ -49,6 +50,36 @@ def overview(pruner: Any, account: Account, stages: Stages) -> str:
         layers.append([layer.name, layer.weights, left, left / layer.weights, note])
     layers.append(["all", account.total, sum(kept), account.density, ""])
     return f"{head}\n\n{aligned(budgets)}\n\n{aligned(layers)}"
+
+
+def plan_table(account: Account, stages: Stages) -> str:
+    """The stages with their levels, and what each layer costs: of the dense network, and at least.
+
+    Resources that are not measured yet are left out.
+    """
+    names = [res.name for res in account.resources]
+    lines: list[list[Any]] = [["stage", *names, "compress", "fine-tune", "steps so far"]]
+    done, place = 0, (stages.number, stages.step)
+    for number, stage in enumerate(stages.schedule.stages):
+        stages.number = number
+        done += stage.compress_steps + stage.finetune_steps
+        lines.append(
+            [number + 1, *stages.levels(), stage.compress_steps, stage.finetune_steps, done]
+        )
+    stages.number, stages.step = place
+    known = [res for res in account.resources if res.ready]
+    titles = [f"{res.name} {what}" for res in known for what in ("dense", "least")]
+    layers: list[list[Any]] = [["layer", "weights", *titles, ""]]
+    least = account.kept(account.units.most)
+    for layer, left in zip(account.layers, least, strict=True):
+        costs = []
+        for res in known:
+            total = res.total()
+            costs += [res.cost(layer, 1.0) / total, res.cost(layer, left / layer.weights) / total]
+        layers.append([layer.name, layer.weights, *costs, "" if layer.pruned else "left dense"])
+    both = [v for res in known for v in (1.0, res(least))]
+    layers.append(["all", account.total, *both, ""])
+    return f"{aligned(lines)}\n\n{aligned(layers)}"
 
 
 class History:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .. import checks
 
@@ -65,6 +65,11 @@ class Schedule:
     def steps(self) -> int:
         """Optimizer steps from the first stage to the end of the last."""
         return sum(stage.compress_steps + stage.finetune_steps for stage in self.stages)
+
+    def at(self, levels: Iterable[float]) -> Schedule:
+        """The same steps with other levels."""
+        pairs = zip(self.stages, levels, strict=True)
+        return Schedule(tuple(replace(stage, level=level) for stage, level in pairs))
 
     @classmethod
     def geometric(

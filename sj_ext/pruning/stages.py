@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .budgets import Target
 from .schedule import Schedule, Stage
 
 __all__ = ["Stages"]
@@ -16,12 +17,12 @@ class Stages:
 
     Args:
         schedule: the stages.
-        budgets: one share per resource; the first is the schedule's last level.
+        targets: one budget per resource; the first is the schedule's last level.
     """
 
-    def __init__(self, schedule: Schedule, budgets: Sequence[float]):
+    def __init__(self, schedule: Schedule, targets: Sequence[Target]):
         self.schedule = schedule
-        self.budgets = list(budgets)
+        self.targets = list(targets)
         #: the stage that is running, counted from 0; their number when all are over
         self.number = 0
         #: steps of the stage that have been taken
@@ -56,12 +57,13 @@ class Stages:
 
     def levels(self) -> list[float]:
         """What each resource has to come down to in this stage."""
-        last = len(self.schedule.stages) - 1
-        if self.number >= last:
-            return list(self.budgets)
+        budgets = [target.share for target in self.targets]
+        last = self.schedule.stages[-1].level
+        if self.number >= len(self.schedule.stages) - 1 or last == 1:
+            return budgets
         level = self.current.level
-        power = math.log(level) / math.log(self.budgets[0])
-        return [level, *(budget**power for budget in self.budgets[1:])]
+        power = math.log(level) / math.log(last)
+        return [level, *(budget**power for budget in budgets[1:])]
 
     def go_on(self) -> None:
         """Enter the next stage, with masks open unless there is none."""

@@ -4,38 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import nn
-
-from .layers import weight_layers
-from .masks import parameter_of
+from .layers import Site
 from .resources import LayerInfo
 
 __all__ = ["survey"]
 
 
 def survey(
-    model: nn.Module, chosen: Mapping[str, nn.Module]
-) -> tuple[list[LayerInfo], list[tuple[nn.Module, LayerInfo]]]:
-    """Every layer that has weights of its own, in the model's order.
+    chosen: Mapping[str, Site], known: Mapping[str, Site]
+) -> tuple[list[LayerInfo], list[tuple[Site, LayerInfo]]]:
+    """Every weight of its own, in the model's order.
 
     Args:
-        model: where to look.
-        chosen: the layers to prune, by name.
+        chosen: the weights to prune, by name.
+        known: all that count.
 
     Returns:
-        What a resource may know of each layer, and the layers that share a pruned weight, each with
-        its owner.
+        What a resource may know of each, and the places that share a pruned weight, each with its
+        owner.
     """
     infos: list[LayerInfo] = []
-    shared: list[tuple[nn.Module, LayerInfo]] = []
+    shared: list[tuple[Site, LayerInfo]] = []
     owners: dict[int, LayerInfo] = {}
-    wanted = {id(parameter_of(module)) for module in chosen.values()}
-    for name, module in weight_layers(model).items():
-        weight = parameter_of(module)
+    wanted = {id(getattr(site.module, site.attribute)) for site in chosen.values()}
+    for name, site in known.items():
+        weight = getattr(site.module, site.attribute)
         if id(weight) in owners:
             if id(weight) in wanted:
-                shared.append((module, owners[id(weight)]))
+                shared.append((site, owners[id(weight)]))
             continue
-        owners[id(weight)] = LayerInfo(name, module, weight.numel(), id(weight) in wanted)
-        infos.append(owners[id(weight)])
+        pruned = id(weight) in wanted
+        info = LayerInfo(name, site.module, weight.numel(), pruned, site.attribute, site.runs)
+        owners[id(weight)] = info
+        infos.append(info)
     return infos, shared

@@ -13,7 +13,7 @@ A new resource is a subclass of :class:`Resource` that defines :meth:`Resource.c
 
 from __future__ import annotations
 
-import torch
+from typing import Any
 
 from .base import LayerInfo, Resource, params
 from .latency import LatencyTable, device_name, latency, measure_latency
@@ -39,14 +39,15 @@ __all__ = [
 def resource(
     which: str | Resource,
     *,
-    example_input: torch.Tensor | None = None,
+    example_input: Any = None,
     latency_table: LatencyTable | None = None,
 ) -> Resource:
     """A resource by name: ``'params'``, ``'flops'``, ``'synops'``, ``'latency'``, ``'energy'``.
 
     Args:
         which: the name, or a :class:`Resource`, which comes back as it is.
-        example_input: one batch as the network takes it, for ``'flops'``.
+        example_input: one batch as the network takes it: needed by ``'flops'``, and by absolute
+            budgets of ``'synops'`` and ``'energy'``.
         latency_table: for ``'latency'``, from :func:`measure_latency`.
 
     Raises:
@@ -68,7 +69,11 @@ def resource(
                 "returns it"
             )
         return latency(latency_table)
-    known = {"params": params, "synops": synops, "energy": energy}
+    known = {
+        "params": params,
+        "synops": lambda: synops(example_input=example_input),
+        "energy": lambda: energy(example_input=example_input),
+    }
     if which not in known:
         raise ValueError(
             f"resource must be one of {sorted([*known, 'flops', 'latency'])} or a Resource, "

@@ -22,6 +22,8 @@ class LayerInfo:
         weights: number of weights, dense.
         pruned: False where the layer is left dense.
         attribute: name of the weight's parameter in ``module``.
+        runs: the module whose forward uses the weight, where that is not ``module``: an attention
+            uses its output layer without calling it.
     """
 
     name: str
@@ -29,6 +31,20 @@ class LayerInfo:
     weights: int
     pruned: bool = True
     attribute: str = "weight"
+    runs: nn.Module | None = None
+
+    @property
+    def user(self) -> nn.Module:
+        """The module whose forward uses the weight."""
+        return self.runs or self.module
+
+    @property
+    def reads_input(self) -> bool:
+        """The weight multiplies what its module is given, not what is made inside of it."""
+        hidden = "weight_hh" in self.attribute or (
+            "weight_ih_l" in self.attribute and not self.attribute.startswith("weight_ih_l0")
+        )
+        return self.user is self.module and not hidden
 
     @property
     def parameter(self) -> torch.Tensor:
@@ -49,6 +65,8 @@ class Resource:
     """
 
     name = "resource"
+    #: of absolute budgets; empty where they are plain numbers
+    unit = ""
 
     def __init__(
         self, name: str | None = None, cost: Callable[[LayerInfo, float], float] | None = None
@@ -95,6 +113,10 @@ class Resource:
     def total(self) -> float:
         """The dense network's cost."""
         return sum(self.cost(layer, 1.0) for layer in self.layers)
+
+    def amount(self) -> float:
+        """The dense network's cost in absolute terms: per sample, in :attr:`unit`."""
+        return self.total()
 
     def __call__(self, kept: Sequence[int]) -> float:
         """R of a network with ``kept`` weights in each layer."""

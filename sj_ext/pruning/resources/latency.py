@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..layers import TRANSPOSED, weight_layers
-from ..masks import parameter_of
+from ..layers import TRANSPOSED, weight_sites
 from .base import LayerInfo, Resource
-from .operations import layer_positions
+from .operations import layer_positions, samples_of
 
 __all__ = ["Latency", "LatencyTable", "device_name", "latency", "measure_latency"]
 
@@ -55,11 +54,13 @@ class LatencyTable:
         device: what :func:`device_name` returned where the table was measured.
         densities: rising, the last one 1 (the dense layer).
         seconds: per layer, one time per density.
+        samples: how many samples the input held.
     """
 
     device: str
     densities: list[float]
     seconds: dict[str, list[float]] = field(default_factory=dict)
+    samples: int = 1
 
     def save(self, path: str | Path) -> None:
         """Write the table as JSON."""
@@ -87,7 +88,7 @@ def _median_seconds(fn: Callable[[], Any], device: torch.device, repeats: int) -
 @torch.no_grad()
 def measure_latency(
     model: nn.Module,
-    example_input: torch.Tensor,
+    example_input: Any,
     *,
     densities: Sequence[float] = (0.01, 0.05, 0.1, 0.25, 0.5),
     repeats: int = 5,
@@ -111,11 +112,13 @@ def measure_latency(
     points = sorted(densities)
     if not points or points[0] <= 0 or points[-1] >= 1:
         raise ValueError(f"densities must lie within (0, 1), got {list(densities)}")
-    device = example_input.device
+    device = next(model.parameters()).device
     table = LatencyTable(device_name(device), [*points, 1.0])
     uses = layer_positions(model, example_input)
-    for name, module in weight_layers(model).items():
-        weight = parameter_of(module).detach()
+    table.samples = samples_of(model, example_input)
+    for name, site in weight_sites(model).items():
+        module = site.module
+        weight = getattr(module, site.attribute).detach()
         rows = weight.flatten(1) if not isinstance(module, TRANSPOSED) else weight.flatten(1).t()
         groups = getattr(module, "groups", 1)
         x = torch.rand(rows.shape[1], max(1, uses[name] // groups), device=device, dtype=rows.dtype)
@@ -132,6 +135,7 @@ def measure_latency(
 
 class Latency(Resource):
     name = "latency"
+    unit = "s"
 
     def __init__(self, table: LatencyTable):
         super().__init__()
@@ -156,6 +160,9 @@ class Latency(Resource):
                 best = min(best, seconds)
                 rising.append(best)
             self._times[name] = rising[::-1]
+
+    def amount(self) -> float:
+        return self.total() / self.table.samples
 
     def cost(self, layer: LayerInfo, share: float) -> float:
         xs, ys = self.table.densities, self._times[layer.name]

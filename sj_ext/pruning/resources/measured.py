@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from ... import checks
+from ...observe import at_rest, watching
 from .base import LayerInfo, Linear, Resource
-from .operations import positions
+from .operations import positions_of, run, samples_of, uses
 
 __all__ = ["Energy", "Synops", "energy", "synops"]
 
@@ -33,41 +36,76 @@ class Synops(Linear):
 
     name = "synops"
 
-    def __init__(self, momentum: float = 0.9):
+    unit = "SOP"
+
+    def __init__(self, momentum: float = 0.9, example_input: Any = None):
         super().__init__()
         self.momentum = checks.number("momentum", momentum, at_least=0, below=1)
+        self.example_input = example_input
         #: per layer: uses of a weight, share of inputs that are not zero, are all inputs 0 or 1
         self.measured: dict[str, tuple[int, float, bool]] = {}
+        #: per layer and sample: uses of a weight in evaluation; None where no input was given
+        self.inference: dict[str, float] | None = None
+        #: layers of which only the example was seen
+        self._guessed: set[str] = set()
         self._seen: dict[str, list[Any]] = {}
         self._frozen = False
-        self._handles: list[Any] = []
+        self._users: dict[int, list[LayerInfo]] = {}
+        self._handle: Any = None
 
     def bind(self, model: nn.Module, layers: Sequence[LayerInfo]) -> None:
         super().bind(model, layers)
         for layer in layers:
+            self._users.setdefault(id(layer.user), []).append(layer)
+        if self.example_input is not None:
+            self._look_at_example(model)
+        # one hook for all modules: none stays on the layers, in their copies or pickles
+        look = weakref.WeakMethod(self._after_forward)
 
-            def hook(
-                module: nn.Module,
-                inputs: tuple[Any, ...],
-                out: torch.Tensor,
-                name: str = layer.name,
-            ) -> None:
-                if module.training and not self._frozen and not _in_backward():
-                    self._watch(name, module, inputs[0].detach(), out)
+        def hook(*seen: Any) -> None:
+            if (alive := look()) is not None:
+                alive(*seen)
+            else:
+                handle.remove()
 
-            self._handles.append(layer.module.register_forward_hook(hook))
+        handle = self._handle = register_module_forward_hook(hook, with_kwargs=True)
 
-    def _watch(self, name: str, module: nn.Module, x: torch.Tensor, out: torch.Tensor) -> None:
-        binary = ((x == 0) | (x == 1)).all()
+    def _look_at_example(self, model: nn.Module) -> None:
+        number = samples_of(model, self.example_input)
+        uses_of = positions_of(model, self.layers, self.example_input)
+        self.inference = {name: count / number for name, count in uses_of.items()}
+        watched = [(layer, layer.user) for layer in self.layers]
+        with at_rest(model), watching(watched, lambda layer, _, x, y: self._watch(layer, x, y)):
+            run(model, self.example_input)
+        self.update()
+        for layer in self.layers:  # it runs in training alone
+            self.measured.setdefault(layer.name, (0, 0.0, True))
+        self._guessed = {layer.name for layer in self.layers}
+        self.example_input = None  # not kept alive
+
+    def _after_forward(self, module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+        layers = self._users.get(id(module))
+        if layers and module.training and not self._frozen and not _in_backward():
+            for layer in layers:
+                if layer.user is module:
+                    self._watch(layer, args[0] if args else next(iter(kwargs.values())), out)
+
+    def _watch(self, layer: LayerInfo, x: Any, out: Any) -> None:
+        values = getattr(x, "data", x).detach()  # of a packed sequence
+        binary = ((values == 0) | (values == 1)).all()
+        active = values.count_nonzero()
+        if not layer.reads_input:  # what it reads is made inside of its module: real numbers
+            binary, active = torch.zeros_like(binary), torch.full_like(active, values.numel())
         # tensors stay on their device: no synchronisation within the forward pass
-        seen = self._seen.setdefault(name, [0, 0, x.new_zeros(()), torch.ones_like(binary)])
-        seen[0] += positions(module, x, out)
-        seen[1] += x.numel()
-        seen[2] = seen[2] + x.count_nonzero()
+        start = [0, 0, torch.zeros_like(active, dtype=torch.float32), torch.ones_like(binary)]
+        seen = self._seen.setdefault(layer.name, start)
+        seen[0] += uses(layer, x, out)
+        seen[1] += values.numel()
+        seen[2] = seen[2] + active
         seen[3] = seen[3] & binary
 
     def update(self) -> None:
-        for name, (uses, inputs, active, binary) in self._seen.items():
+        for name, (count, inputs, active, binary) in self._seen.items():
             rate, binary = float(active) / max(inputs, 1), bool(binary)
             if torch.distributed.is_available() and torch.distributed.is_initialized():
                 shared = torch.tensor([rate, float(binary)], dtype=torch.float64)
@@ -75,9 +113,10 @@ class Synops(Linear):
                 torch.distributed.all_reduce(shared)
                 shared /= torch.distributed.get_world_size()
                 rate, binary = float(shared[0]), float(shared[1]) == 1.0
-            if name in self.measured:
+            if name in self.measured and name not in self._guessed:
                 rate = self.momentum * self.measured[name][1] + (1 - self.momentum) * rate
-            self.measured[name] = (uses, rate, binary)
+            self.measured[name] = (count, rate, binary)
+            self._guessed.discard(name)
         self._seen.clear()
 
     @property
@@ -89,31 +128,52 @@ class Synops(Linear):
         self._seen.clear()
 
     def close(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+    def uses(self, layer: LayerInfo) -> float:
+        """How often a weight is used: per sample where that is known, else in a step."""
+        if self.inference is None:
+            return self.measured[layer.name][0]
+        return self.inference[layer.name]
+
+    def amount(self) -> float:
+        if self.inference is None:
+            raise ValueError(
+                f"an absolute budget of {self.name!r} is per sample: give the pruner "
+                "example_input, one batch as the model takes it"
+            )
+        return self.total()
 
     def per_weight(self, layer: LayerInfo) -> float:
-        uses, rate, _ = self.measured[layer.name]
-        return uses * rate
+        return self.uses(layer) * self.measured[layer.name][1]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"measured": {name: list(entry) for name, entry in self.measured.items()}}
+        return {
+            "measured": {name: list(entry) for name, entry in self.measured.items()},
+            "guessed": sorted(self._guessed),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.measured = {name: tuple(entry) for name, entry in state["measured"].items()}
+        self._guessed = set(state.get("guessed", ()))
         self._seen.clear()
 
 
 class Energy(Synops):
     name = "energy"
+    unit = "J"
+
+    def amount(self) -> float:
+        return super().amount() * 1e-12
 
     def per_weight(self, layer: LayerInfo) -> float:
-        uses, rate, binary = self.measured[layer.name]
-        return uses * (PJ_PER_ADDITION * rate if binary else PJ_PER_MAC)
+        _, rate, binary = self.measured[layer.name]
+        return self.uses(layer) * (PJ_PER_ADDITION * rate if binary else PJ_PER_MAC)
 
 
-def synops(momentum: float = 0.9) -> Resource:
+def synops(momentum: float = 0.9, example_input: Any = None) -> Resource:
     """As :func:`flops`, each layer weighted by the firing rate of its input.
 
     Rates are measured in the user's own training forwards, averaged over the ranks of a distributed
@@ -121,22 +181,26 @@ def synops(momentum: float = 0.9) -> Resource:
 
     Args:
         momentum: of the average over steps, in [0, 1).
+        example_input: one batch as the network takes it. It gives a first measurement before any
+            training, the costs per sample that absolute budgets need, and the layers that run in
+            training alone, which cost nothing.
 
     Raises:
         TypeError: ``momentum`` is no number.
         ValueError: it is outside [0, 1).
     """
-    return Synops(momentum)
+    return Synops(momentum, example_input)
 
 
-def energy(momentum: float = 0.9) -> Resource:
+def energy(momentum: float = 0.9, example_input: Any = None) -> Resource:
     """Synaptic operations at 0.9 pJ; layers whose input is not 0 or 1 cost 4.6 pJ per MAC.
 
     Args:
         momentum: as for :func:`synops`.
+        example_input: as for :func:`synops`.
 
     Raises:
         TypeError: ``momentum`` is no number.
         ValueError: it is outside [0, 1).
     """
-    return Energy(momentum)
+    return Energy(momentum, example_input)

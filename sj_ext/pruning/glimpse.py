@@ -1,0 +1,45 @@
+"""The first input that a network is given in training."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+__all__ = ["Glimpse"]
+
+
+class Glimpse:
+    """Waits for the first forward pass of a network and keeps what it was given.
+
+    The hook is PyTorch's for all modules, so that none stays on the network.
+
+    Args:
+        model: the network; a wrapper around it calls it too.
+    """
+
+    def __init__(self, model: nn.Module):
+        self._model = weakref.ref(model)
+        self._seen: Any = None
+        look = weakref.WeakMethod(self._look)
+
+        def hook(module: nn.Module, args: Any) -> None:
+            if (alive := look()) is not None:
+                alive(module, args)
+            else:
+                handle.remove()
+
+        handle = self._handle = register_module_forward_pre_hook(hook)
+
+    def _look(self, module: nn.Module, args: Any) -> None:
+        if module is self._model() and args and self._seen is None:
+            self._seen = args
+            self._handle.remove()
+
+    def take(self) -> Any:
+        """What was seen, or None; the hook is taken off."""
+        self._handle.remove()
+        seen, self._seen = self._seen, None
+        return seen
