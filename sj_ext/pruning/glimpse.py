@@ -28,10 +28,9 @@ class Glimpse:
         def hook(module: nn.Module, args: Any) -> None:
             if (alive := look()) is not None:
                 alive(module, args)
-            else:
-                handle.remove()
 
-        handle = self._handle = register_module_forward_pre_hook(hook)
+        self._handle: Any = register_module_forward_pre_hook(hook)
+        weakref.finalize(self, self._handle.remove)
 
     def _look(self, module: nn.Module, args: Any) -> None:
         if module is self._model() and args and self._seen is None:

@@ -65,10 +65,9 @@ class Synops(Linear):
         def hook(*seen: Any) -> None:
             if (alive := look()) is not None:
                 alive(*seen)
-            else:
-                handle.remove()
 
-        handle = self._handle = register_module_forward_hook(hook, with_kwargs=True)
+        self._handle = register_module_forward_hook(hook, with_kwargs=True)
+        weakref.finalize(self, self._handle.remove)
 
     def _look_at_example(self, model: nn.Module) -> None:
         number = samples_of(model, self.example_input)
