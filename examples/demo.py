@@ -6,6 +6,7 @@
 2. One call gives a copy of it learnable initial potentials; both train on with the LTS loss.
 3. A small T-RevSNN trains reversibly, beside the same network on plain autograd.
 4. The network of step 2 is pruned to 10% of its weights while it trains.
+5. The network of step 1 trains once more in the usual way, and once holding bits: the same losses.
 
 Prints tables and saves a plot. Under three minutes on two CPU cores.
 """
@@ -26,6 +27,7 @@ from tqdm import tqdm
 
 import sj_ext
 from sj_ext.analysis import activation_memory, per_step_accuracy, synaptic_operations
+from sj_ext.memory import compact
 from sj_ext.model import TRevSNN
 from sj_ext.pruning import MinimaxPruner, density, make_permanent
 
@@ -66,6 +68,7 @@ def convolutional_network(*spiking: nn.Module) -> nn.Module:
     net = nn.Sequential(
         *block(1, 32, first),
         *block(32, 64, second),
+        layer.AdaptiveAvgPool2d(2),
         layer.Flatten(),
         layer.Linear(256, 128),
         third,
@@ -178,6 +181,28 @@ def prune(net, epochs, data, test, losses):
     return pruner
 
 
+def compacted(epochs, seed):
+    """Part 5: SpikingJelly's network in the usual way, and the same one holding bits."""
+    usual = convolutional_network(if_node(), if_node(), if_node())
+    print(f"\n{'':26}{'MB held':>10}{'MB at the peak':>16}{'loss at the end':>17}{'seconds':>10}")
+    for name in ("plain", "compact"):
+        data, _ = digit_loaders(size=16, seed=seed)
+        x, target = next(iter(data))
+        net = copy.deepcopy(usual)
+        if name == "compact":
+            net = compact(net, x, slices=len(x))
+
+        def loss(net=net, x=x, target=target):
+            return functional.sdt_cross_entropy(net(x), target)
+
+        first = loss()  # makes the gradients, which both have
+        first.backward()
+        held = activation_memory(loss)[1].saved / 2**20
+        peak = activation_memory(lambda loss=loss: loss().backward())[1].peak / 2**20
+        losses, seconds = train(net, data, functional.sdt_cross_entropy, epochs, f"{name}, SDT")
+        print(f"{name:26}{held:10.2f}{peak:16.2f}{losses[-1]:17.4f}{seconds:10.1f}")
+
+
 def plot(path, losses, by_step, memory, pruner):
     """Four panels: losses, accuracy per step, memory, what the pruner kept."""
     figure, axes = plt.subplots(1, 4, figsize=(16, 3.6), layout="constrained")
@@ -213,6 +238,7 @@ def main() -> None:
     net, by_step = initial_potentials(args.epochs, data, test, losses)
     memory = reversible(max(1, args.epochs * 5 // 8), losses)
     pruner = prune(net, args.epochs, data, test, losses)
+    compacted(max(1, args.epochs // 8), args.seed)
     plot(args.output / "demo.png", losses, by_step, memory, pruner)
     print("\nMean loss of each epoch:")
     for name, values in losses.items():

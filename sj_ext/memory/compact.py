@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import threading
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -225,6 +225,21 @@ def _run(net: Any, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 _TURN = threading.RLock()
 
 
+class _Place(NamedTuple):
+    """Where a module stands in a segment, and whether the segment can be run as one now."""
+
+    segment: Segment
+    names: tuple[str, ...]
+    place: int
+    ready: bool
+
+
+def _is_batch(x: Any) -> bool:
+    return isinstance(x, torch.Tensor) and (
+        isinstance(x, Pending) or (x.is_floating_point() and x.numel() > 0 and x.dim() > 1)
+    )
+
+
 class _Step(contextlib.ExitStack):
     """One forward pass of a compact network."""
 
@@ -232,47 +247,38 @@ class _Step(contextlib.ExitStack):
         super().__init__()
         self.net, self.forward = net, forward
         self.slices: int = net.compaction.slices
-        self.segments: dict[str, Segment] = {}
-        self.chain: dict[str, tuple[str, ...]] = {}
+        self.places: dict[str, _Place] = {}
 
     def run(self, args: Any, kwargs: Any) -> Any:
         """The network's output."""
-        active = self._active()
-        if not torch.is_grad_enabled():
-            return self.forward(*args, **kwargs)
-        for names, segment in active:
-            self.segments[names[-1]] = segment
-            self.chain |= {name: tuple(names[:place]) for place, name in enumerate(names)}
-        self.enter_context(_TURN)
-        self.enter_context(forwards_of(self.net, self.chain, self._call))
-        self.enter_context(packed_saves())
-        return computed(self.forward(*args, **kwargs))
-
-    def _active(self) -> list[tuple[list[str], Segment]]:
-        """The segments whose modules can be run as such now."""
-        active = []
+        training = torch.is_grad_enabled()
         for names in self.net.compaction.segments:
             segment = segment_of(self.net, names)
-            segment.check_reset()
-            if all(why_not(step) is None for step in segment.steps) and segment.starts_anew():
-                active.append((names, segment))
-        return active
+            ready = training and all(why_not(step) is None for step in segment.steps)
+            for place, name in enumerate(names):
+                self.places[name] = _Place(segment, tuple(names), place, ready)
+        self.enter_context(_TURN)
+        self.enter_context(forwards_of(self.net, self.places, self._call))
+        if training:
+            self.enter_context(packed_saves())
+        return computed(self.forward(*args, **kwargs))
 
     def _call(self, unit: str, forward: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
-        x = args[0] if len(args) == 1 and not kwargs else None
-        before = self.chain[unit]
-        if isinstance(x, Pending) and x.is_open() and x.units == before:
-            x, _ = x.hand_on()
-        elif before or not isinstance(x, torch.Tensor) or not x.is_floating_point():
-            return forward(*computed(args), **computed(kwargs))
-        else:
+        segment, names, place, ready = self.places[unit]
+        x: Any = args[0] if len(args) == 1 and not kwargs else None
+        if place == 0:
+            segment.check_reset()  # only now: a network may reset itself as it begins
+            ready = ready and segment.starts_anew() and _is_batch(x)
             x = computed(x)
-        units = (*before, unit)
-        if unit not in self.segments:
-            return Pending.of(x, units, self._as_they_are)
-        if x.numel() == 0:
-            return self._as_they_are(x, units)
-        return run_segment(self.segments[unit], x, self.slices)
+        else:
+            ready = isinstance(x, Pending) and x.is_open() and x.units == names[:place]
+        if not ready:
+            return forward(*computed(args), **computed(kwargs))
+        if place:
+            x = x.hand_on()
+        if place + 1 < len(names):
+            return Pending.of(x, names[: place + 1], self._as_they_are)
+        return run_segment(segment, x, self.slices)
 
     def _as_they_are(self, x: torch.Tensor, units: tuple[str, ...]) -> torch.Tensor:
         for unit in units:

@@ -38,12 +38,13 @@ class Pending(torch.Tensor):
         vars(pending).update(source=source, units=units, compute=compute, taken=False, value=None)
         return pending
 
-    def hand_on(self) -> tuple[torch.Tensor, tuple[str, ...]]:
-        """Source and units, for the next module of the segment; only once."""
+    def hand_on(self) -> torch.Tensor:
+        """The source, for the next module of the segment; only once."""
         own = vars(self)
         _check_untaken(own)
         own["taken"] = True
-        return own["source"], own["units"]
+        source: torch.Tensor = own["source"]
+        return source
 
     def is_open(self) -> bool:
         """Whether nothing has looked at it yet."""

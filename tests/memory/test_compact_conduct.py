@@ -270,3 +270,21 @@ def test_a_compact_network_is_not_made_compact_again():
 def test_a_network_that_does_not_run_on_the_example_says_where():
     with pytest.raises(RuntimeError, match=r"example_input.*conv1"):
         compact(Small(), torch.rand(4, 5, 3, 8, 8))
+
+
+def test_a_network_that_resets_itself_as_it_begins():
+    class Resetting(Small):
+        def forward(self, x):
+            functional.reset_net(self)
+            return super().forward(x)
+
+    net, x = Resetting().double(), events()
+    plain, small = twin(net), compact(net, x, slices=2)
+    for model in (plain, small):
+        with torch.no_grad():
+            model(x)  # leaves potentials behind
+        for _ in range(2):
+            torch.manual_seed(0)
+            model(x).square().sum().backward()
+    assert distance(grads_of(net), grads_of(plain)) <= 1e-12
+    assert "reset_net" in repr(net.sn1.v)  # it was compact
