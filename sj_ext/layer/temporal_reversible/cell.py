@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from numbers import Real
 from typing import Any
@@ -11,12 +10,13 @@ import torch
 from torch import nn
 from torch._compile import _disable_dynamo
 
-from ... import host
+from ... import checks, host
 from ...ops.turn_on.sequence import away_from_zero
 from ...surrogate import Rect
+from .arguments import check_batch, inputs_of, level_table
 from .dynamics import Call, roll_out
+from .function import run_reversibly
 from .recorder import Options
-from .undo import run_reversibly
 
 __all__ = ["TemporalReversible"]
 
@@ -75,6 +75,11 @@ class TemporalReversible(host.base.MemoryModule):
         memory: ``'reversible'`` or ``'autograd'``.
         feedback: whether a level gets the spikes that the next higher level fired one step earlier.
             If not, every ``above`` is None.
+        recompute: whether a level is run again when it is undone, or one answer per level. If not,
+            its graph is kept, in which spikes and other tensors of one value beside 0 are bits and
+            everything else that autograd saves is as it is; for a decay that learns, the potentials
+            are kept as well. It takes more memory and less time, and matters with
+            ``memory='reversible'`` only.
         chunk: steps that a level runs, and is undone over, as one batch of ``chunk * N``: faster
             where a step is too small for the device, with the graph of that many steps at a time.
             Only levels without feedback can run ahead of each other, and only where no level looks
@@ -119,6 +124,7 @@ class TemporalReversible(host.base.MemoryModule):
         surrogate_function: Callable[[torch.Tensor], torch.Tensor] = Rect(),  # noqa: B008
         memory: str = "reversible",
         feedback: bool = True,
+        recompute: bool | Sequence[bool] = True,
         chunk: int = 1,
         min_decay: float = 1e-3,
         tolerance: float = 1e-4,
@@ -126,18 +132,18 @@ class TemporalReversible(host.base.MemoryModule):
         step_mode: str = "m",
     ):
         super().__init__()
-        self.v_threshold = _number("v_threshold", v_threshold)
+        self.v_threshold = checks.number("v_threshold", v_threshold)
         if not callable(surrogate_function):
             raise TypeError(f"surrogate_function must be callable, got {surrogate_function!r}")
         self.surrogate_function = surrogate_function
         self.memory = memory
-        self.min_decay = _number("min_decay", min_decay, above=0)
-        self.tolerance = _number("tolerance", tolerance, above=0)
+        self.min_decay = checks.number("min_decay", min_decay, above=0)
+        self.tolerance = checks.number("tolerance", tolerance, above=0)
         if replay_tolerance is not None:
-            replay_tolerance = _number("replay_tolerance", replay_tolerance, above=0)
+            replay_tolerance = checks.number("replay_tolerance", replay_tolerance, above=0)
         self.replay_tolerance = replay_tolerance
 
-        table = _level_table(levels)
+        table = level_table(levels)
         #: whether every step has levels of its own
         self.columns = table is not None
         own: list[Any] = list(levels) if table is None else [nn.ModuleList(row) for row in table]
@@ -145,11 +151,29 @@ class TemporalReversible(host.base.MemoryModule):
         self.levels = _Levels(own)
         self._init_decays(decays)
         self.feedback = bool(feedback)
+        self.recompute = recompute
         self.chunk = chunk
         for level in range(self.num_levels):
             self.register_memory(f"u_{level}", None)
         self.register_memory("steps_done", 0)
         self.step_mode = step_mode
+
+    @property
+    def recompute(self) -> tuple[bool, ...]:
+        """Whether each level is run again when it is undone; may be changed between calls."""
+        return self._recompute
+
+    @recompute.setter
+    def recompute(self, value: bool | Sequence[bool]) -> None:
+        answers = [value] * self.num_levels if isinstance(value, bool) else value
+        if not isinstance(answers, Sequence) or not all(isinstance(x, bool) for x in answers):
+            raise TypeError(f"recompute must be a bool, or one per level, got {value!r}")
+        if len(answers) != self.num_levels:
+            raise ValueError(
+                f"recompute must have one entry per level, that is {self.num_levels}, "
+                f"got {len(answers)}"
+            )
+        self._recompute = tuple(answers)
 
     @property
     def chunk(self) -> int:
@@ -260,8 +284,8 @@ class TemporalReversible(host.base.MemoryModule):
 
     def multi_step_forward(self, x_seq: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
         """All steps: ``[T, N, *]`` to the top level's potentials ``[T, N, *]``."""
-        inputs, index, num_steps = _inputs(x_seq)
-        return self._run_and_hold(inputs, index, num_steps)
+        tensors, index, num_steps = inputs_of(x_seq)
+        return self._run_and_hold(tensors, index, num_steps)
 
     def single_step_forward(self, x: torch.Tensor) -> torch.Tensor:
         """One step: ``[N, *]`` to the top level's potential ``[N, *]``."""
@@ -280,7 +304,7 @@ class TemporalReversible(host.base.MemoryModule):
         self, inputs: tuple[torch.Tensor, ...], states: host.States, **kwargs: Any
     ) -> tuple[tuple[torch.Tensor, ...], host.States]:
         """All steps over explicit states, as 2.x calls it."""
-        u_top, states = self._run(*_inputs(inputs[0]), states)
+        u_top, states = self._run(*inputs_of(inputs[0]), states)
         return (u_top,), states
 
     def _run_and_hold(
@@ -300,7 +324,7 @@ class TemporalReversible(host.base.MemoryModule):
         states: host.States,
     ) -> tuple[torch.Tensor, host.States]:
         *potentials, steps_done = states
-        _check_batch(inputs[0] if index is not None else inputs[0][0], potentials[0])
+        check_batch(inputs[0] if index is not None else inputs[0][0], potentials[0])
         decays, decay_index = self._decays_of(steps_done, num_steps)
         if self.chunk > 1:
             self._check_batch_statistics()
@@ -322,7 +346,8 @@ class TemporalReversible(host.base.MemoryModule):
             parameters = call.parameters()
             carried = [u for u in potentials if u is not None]
             if any(x.requires_grad for x in (*inputs, *carried, *decays, *parameters)):
-                options = Options(self.tolerance, self.replay_tolerance)
+                kept = frozenset(i for i, again in enumerate(self.recompute) if not again)
+                options = Options(self.tolerance, self.replay_tolerance, kept)
                 u_top, potentials = run_reversibly(
                     call, options, inputs, potentials, decays, parameters
                 )
@@ -360,69 +385,3 @@ class TemporalReversible(host.base.MemoryModule):
             f"num_levels={self.num_levels}, v_threshold={self.v_threshold}, memory={self.memory!r}"
         )
         return f"{own}, {super().extra_repr()}"
-
-
-def _level_table(levels: Any) -> list[list[nn.Module]] | None:
-    """The columns as lists, or None where one list of modules stands for all steps."""
-    if not isinstance(levels, Sequence | nn.ModuleList) or len(levels) == 0:
-        raise TypeError(
-            "levels must be a sequence of modules, or one such sequence per step, and not empty; "
-            f"got {levels!r}"
-        )
-    is_column = [isinstance(entry, list | tuple | nn.ModuleList) for entry in levels]
-    modules: list[Any] = [
-        m for entry, c in zip(levels, is_column, strict=True) for m in (entry if c else [entry])
-    ]
-    wrong: Any = next((m for m in modules if not isinstance(m, nn.Module)), None)
-    if wrong is not None or len(set(is_column)) > 1:
-        what = f"a {type(wrong).__name__}" if wrong is not None else "both kinds mixed"
-        raise TypeError(f"levels must hold modules, or sequences of modules, got {what}")
-    if not is_column[0]:
-        return None
-    columns: list[Any] = list(levels)
-    table: list[list[nn.Module]] = [list(column) for column in columns]
-    if not table[0] or len({len(column) for column in table}) > 1:
-        raise ValueError(
-            "levels must have the same number of modules, at least one, for every step, got "
-            f"{[len(column) for column in table]}"
-        )
-    return table
-
-
-def _inputs(
-    x_seq: torch.Tensor | Sequence[torch.Tensor],
-) -> tuple[list[torch.Tensor], list[int] | None, int]:
-    """The distinct input tensors, which one each step reads (None: slices), and T."""
-    if isinstance(x_seq, torch.Tensor):
-        if x_seq.dim() < 2 or len(x_seq) == 0:
-            raise ValueError(
-                f"x_seq must have shape [T, N, *] with at least one step, got {list(x_seq.shape)}"
-            )
-        return [x_seq], None, len(x_seq)
-    if not isinstance(x_seq, Sequence) or not all(isinstance(x, torch.Tensor) for x in x_seq):
-        raise TypeError(
-            "x_seq must be a tensor [T, N, *] or a sequence of T tensors, "
-            f"got {type(x_seq).__name__}"
-        )
-    if not x_seq:
-        raise ValueError("x_seq must have at least one step, got an empty sequence")
-    unique = list({id(x): x for x in x_seq}.values())
-    place = {id(x): i for i, x in enumerate(unique)}
-    return unique, [place[id(x)] for x in x_seq], len(x_seq)
-
-
-def _check_batch(x: torch.Tensor, state: torch.Tensor | None) -> None:
-    if state is not None and x.dim() and state.dim() and len(x) != len(state):
-        raise ValueError(
-            f"x has a batch of shape {list(x.shape)}, but the state carried over has shape "
-            f"{list(state.shape)}; a new batch size needs functional.reset_net first"
-        )
-
-
-def _number(name: str, value: Any, above: float | None = None) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not math.isfinite(value) or (above is not None and value <= above):
-        allowed = "finite" if above is None else f"finite and above {above}"
-        raise ValueError(f"{name} must be {allowed}, got {value!r}")
-    return float(value)

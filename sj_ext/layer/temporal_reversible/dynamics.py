@@ -109,6 +109,17 @@ class Call:
 class Observer:
     """Sees what :func:`roll_out` computes; the default looks at nothing."""
 
+    def run(
+        self,
+        call: Call,
+        span: range,
+        level: int,
+        below: torch.Tensor,
+        above: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """F_level over a span."""
+        return run_level(call, span, level, below, above)
+
     def ran(
         self, span: range, level: int, f: torch.Tensor, u: Sequence[torch.Tensor], start: Start
     ) -> None:
@@ -147,7 +158,7 @@ def roll_out(
         for level in range(call.num_levels):
             below = call.input_of(inputs, span) if level == 0 else spikes[level - 1]
             above = spikes[level + 1] if call.feedback and level < top else None
-            f, start = draws.run(level, partial(run_level, call, span, level, below, above))
+            f, start = draws.run(level, partial(observer.run, call, span, level, below, above))
             potentials = []
             for t, f_t in zip(span, split(f, span, level), strict=True):
                 decay = decays[call.decay(t, level)]

@@ -10,8 +10,9 @@ import torch
 from ...ops.layouts import Layout
 from ...ops.windows import Window
 from .anchors import anchor_steps
-from .dynamics import Call, Observer
+from .dynamics import Call, Observer, run_level
 from .fingerprints import Fingerprints
+from .graphs import Graph, Graphs
 from .needs import Needs
 from .randomness import RandomState, Start
 
@@ -26,6 +27,8 @@ class Options:
     tolerance: float
     #: relative difference from which an output that is computed again counts as another one
     replay_tolerance: float | None
+    #: levels that keep their graph and are not run again
+    kept_levels: frozenset[int] = frozenset()
 
 
 @dataclass
@@ -42,6 +45,8 @@ class Trace:
     window: int | None = None
     #: exact potentials by step
     potentials: dict[int, int] = field(default_factory=dict)
+    #: of a level that is not run again
+    graph: Graph | None = None
 
 
 class Recorder(Observer):
@@ -54,6 +59,7 @@ class Recorder(Observer):
         needs: Needs,
         decays: Sequence[torch.Tensor],
         device: torch.device,
+        graphs: Graphs,
     ):
         self.call, self.needs, self.options = call, needs, options
         #: the surrogate's window if it is rectangular, None for any other surrogate
@@ -68,6 +74,7 @@ class Recorder(Observer):
         self._anchor_steps: dict[int, frozenset[int]] = {}
         self._smallest: list[float] | None = None
         self._decays: Sequence[torch.Tensor] = decays
+        self._graphs: Graphs | None = graphs
 
     def trace(self, span: range, level: int) -> Trace:
         """The record of a level over a span."""
@@ -77,9 +84,33 @@ class Recorder(Observer):
         """Place of the exact potential of a step, None if it was not kept."""
         return self._traces[self.call.span_of(t), level].potentials.get(t)
 
-    def shared_decay(self, level: int) -> bool:
-        """Whether a level has the same decay at every step."""
-        return len({column[level] for column in self.call.decay_index}) == 1
+    def decay_by_outputs(self, level: int) -> bool:
+        """Whether a decay's gradient comes from F's outputs, which needs no potential.
+
+        It does where the decay is the same at every step and the outputs are computed again.
+        """
+        shared = len({column[level] for column in self.call.decay_index}) == 1
+        return shared and not self.keeps_graph(level)
+
+    def keeps_graph(self, level: int) -> bool:
+        """Whether a level's graph is kept, so that it is not run again."""
+        return level in self.options.kept_levels
+
+    def run(
+        self,
+        call: Call,
+        span: range,
+        level: int,
+        below: torch.Tensor,
+        above: torch.Tensor | None,
+    ) -> torch.Tensor:
+        needs = self.needs
+        if self._graphs is None or not (self.keeps_graph(level) and needs.of(span, level)):
+            return run_level(call, span, level, below, above)
+        learns = needs.below(span, level), needs.above(span, level)
+        f, graph = self._graphs.run(call, span, level, (below, above), learns)
+        self.trace(span, level).graph = graph
+        return f
 
     def ran(
         self, span: range, level: int, f: torch.Tensor, u: Sequence[torch.Tensor], start: Start
@@ -88,10 +119,11 @@ class Recorder(Observer):
         if not self.needs.of(span, level):
             return
         trace = self.trace(span, level)
-        trace.shape = f.shape
-        trace.start = [self._keep(x) for x in start] if isinstance(start, list) else start
-        if self.options.replay_tolerance is not None:
-            trace.fingerprint = self._keep(self._fingerprints.of(f))
+        if not self.keeps_graph(level):
+            trace.shape = f.shape
+            trace.start = [self._keep(x) for x in start] if isinstance(start, list) else start
+            if self.options.replay_tolerance is not None:
+                trace.fingerprint = self._keep(self._fingerprints.of(f))
         for t, potential in zip(span, u, strict=True):
             if t in self._anchors(level):
                 trace.potentials[t] = self._keep(potential.detach())
@@ -101,14 +133,15 @@ class Recorder(Observer):
             return
         trace = self.trace(span, level)
         trace.layout = Layout.like(u)
-        trace.spikes = self._keep(trace.layout.pack(spikes != 0))
+        if not all(self.keeps_graph(reader) for reader in (level - 1, level + 1)):
+            trace.spikes = self._keep(trace.layout.pack(spikes != 0))
         if self.window is not None and self.needs.of(span, level):
             above = trace.layout.ordered(u - self.call.v_threshold)
             trace.window = self._keep(self.window.pack(above))
 
     def let_go(self) -> None:
         """Forget the tensors, which autograd keeps from here on."""
-        self.tensors, self._decays = [], []
+        self.tensors, self._decays, self._graphs = [], [], None
         self._fingerprints = Fingerprints()
 
     def _keep(self, tensor: torch.Tensor) -> int:
@@ -120,7 +153,9 @@ class Recorder(Observer):
         if level not in self._anchor_steps:
             last = self._last_potential(level)
             self._anchor_steps[level] = frozenset()
-            if last >= 0:
+            if self.keeps_graph(level):  # no output is there to rebuild potentials from
+                self._anchor_steps[level] = frozenset(range(last + 1))
+            elif last >= 0:
                 if self._smallest is None:  # all in one go: on a GPU every look waits for it
                     magnitudes = [a.detach().abs().min().double() for a in self._decays]
                     self._smallest = torch.stack(magnitudes).tolist()
@@ -136,6 +171,6 @@ class Recorder(Observer):
         if self.window is None and any(call.has_consumer(span, level) for span in call.spans):
             return call.num_steps - 1
         used = {column[level] for column in call.decay_index}
-        if not self.shared_decay(level) and any(self.needs.decays[i] for i in used):
+        if not self.decay_by_outputs(level) and any(self.needs.decays[i] for i in used):
             return call.num_steps - 2
         return -1

@@ -1,11 +1,11 @@
-r"""One autograd function over all steps and levels, whose backward pass undoes them one by one.
+r"""The backward pass over all steps and levels, which undoes them one by one.
 
 With G_l[t] the gradient of the loss with respect to u_l[t] over all paths, step t of level l is
 undone by
 
 1. G_l[t] = (gradients of the outputs) + surrogate'(u_l[t]) * (gradient of s_l[t]) + a_l G_l[t+1];
 2. running f = F_l(s_{l-1}[t], s_{l+1}[t-1]) again on the recorded spikes, and pushing G_l[t]
-   through it to the spikes and the parameters;
+   through it to the spikes and the parameters; a level whose graph was kept is not run again;
 3. the decay's gradient. Where a_l is the same at every step, sum_t G[t] u[t-1] = sum_k f[k] H[k]
    with H[k] = G[k+1] + a H[k+1], which needs no potential. Otherwise u[t-1] is rebuilt.
 
@@ -20,92 +20,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 
-from .dynamics import Call, joined, roll_out, split
+from .dynamics import Call, joined, split
+from .graphs import Graph, Graphs, foreign_parameter
 from .needs import Needs
 from .recorder import Options, Recorder
 from .replay import AutocastState, Replay
 from .stand_ins import StandIns, foreign_leaves
 
-__all__ = ["run_reversibly"]
-
-
-def run_reversibly(
-    call: Call,
-    options: Options,
-    inputs: Sequence[torch.Tensor],
-    states: Sequence[torch.Tensor | None],
-    decays: Sequence[torch.Tensor],
-    parameters: Sequence[torch.Tensor],
-) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """:func:`~.dynamics.roll_out` whose graph is one node that holds bits instead of activations.
-
-    ``parameters`` are those of all modules of the call and of its surrogate, each once.
-    """
-    carried = [u for u in states if u is not None]
-    sizes = (len(inputs), len(carried), len(decays), len(parameters))
-    flat = (*inputs, *carried, *decays, *parameters)
-    u_top, *final = _Undo.apply(call, options, sizes, *flat)
-    return u_top, final
-
-
-def _split(sizes: Sequence[int], values: Sequence[Any]) -> list[list[Any]]:
-    parts, start = [], 0
-    for size in sizes:
-        parts.append(list(values[start : start + size]))
-        start += size
-    return parts
-
-
-class _Undo(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, call: Call, options: Options, sizes: Sequence[int], *flat: torch.Tensor
-    ) -> tuple[torch.Tensor, ...]:
-        inputs, carried, decays, parameters = _split(sizes, flat)
-        needed = _split(sizes, ctx.needs_input_grad[3:])
-        states = carried or [None] * call.num_levels
-        state_needs = needed[1] or [False] * call.num_levels
-        needs = Needs(call, needed[0], state_needs, needed[2], needed[3])
-
-        ctx.set_materialize_grads(False)
-        ctx.autocast = AutocastState(inputs[0].device.type)
-        recorder = Recorder(call, options, needs, decays, inputs[0].device)
-        u_top, final = roll_out(call, inputs, states, decays, recorder)
-        # Casts of weights that autocast made here know of no gradient. Releases of PyTorch that
-        # cache them would hand them to layers that want one.
-        torch.clear_autocast_cache()
-        ctx.call, ctx.options, ctx.sizes, ctx.needs = call, options, sizes, needs
-        ctx.save_for_backward(*flat, *recorder.tensors)
-        ctx.recorder = recorder
-        ctx.parameters = parameters  # saved tensors need not come back as the same objects
-        recorder.let_go()
-        return u_top, *final
-
-    @staticmethod
-    @once_differentiable
-    def backward(
-        ctx: Any, grad_top: torch.Tensor | None, *grad_final: torch.Tensor | None
-    ) -> tuple[torch.Tensor | None, ...]:
-        saved = _saved_tensors(ctx)
-        count = sum(ctx.sizes)
-        undoing = _Undoing(ctx, _split(ctx.sizes, saved[:count]), saved[count:])
-        return None, None, None, *undoing.run(grad_top, grad_final)
-
-
-def _saved_tensors(ctx: Any) -> tuple[torch.Tensor, ...]:
-    try:
-        return ctx.saved_tensors
-    except RuntimeError as error:
-        if "second time" not in str(error):
-            raise
-        raise RuntimeError(
-            "TemporalReversible: backward through the same forward pass a second time, after its "
-            "records were freed. Pass retain_graph=True to the first backward, or, if states were "
-            "carried over from an earlier call, cut them with functional.detach_net or "
-            "functional.reset_net"
-        ) from error
+__all__ = ["Undoing"]
 
 
 @dataclass
@@ -126,7 +49,7 @@ class LevelState:
             self.grad_spikes = grad if self.grad_spikes is None else self.grad_spikes + grad
 
 
-class _Undoing:
+class Undoing:
     """The state of one backward pass."""
 
     def __init__(self, ctx: Any, groups: list[list[torch.Tensor]], kept: Sequence[torch.Tensor]):
@@ -143,6 +66,9 @@ class _Undoing:
             everything.append(self.call.surrogate_function)
         # ctx.parameters are those that the modules have, whose values ``parameters`` are
         self.stand_ins = StandIns(everything, ctx.parameters, self.parameters)
+        self.graphs: Graphs = ctx.graphs
+        # private to PyTorch: whether this pass is to leave the graph as it is
+        self.again: bool = torch._C._autograd._get_current_graph_task_keep_graph()
         self.replay = Replay(self.recorder, kept, self.stand_ins)
         self.levels = [LevelState() for _ in range(self.call.num_levels)]
         self.grad_inputs: list[torch.Tensor | None] = [None] * len(self.inputs)
@@ -179,17 +105,23 @@ class _Undoing:
         known = state.u is not None or self.recorder.trace(span, level).potentials
         if silent and not any(arriving) and not known:
             return
-        below, above = self._sources(span, level)
-        f = self.replay.run(span, level, below, above)
-        currents = split(f.detach(), span, level)
-        after, before = self._potentials(span, level, currents)
+        kept = self.recorder.keeps_graph(level)
+        outputs: Sequence[torch.Tensor | None] = [None] * len(span)
+        if not kept:
+            below, above = self._sources(span, level)
+            f = self.replay.run(span, level, below, above)
+            outputs = split(f.detach(), span, level)
+        after, before = self._potentials(span, level, outputs)
         grads = self._grads_u(span, level, arriving, after)
         if grads is None:
             return
-        self._push(span, level, f, below, above, joined(grads))
-        del f, below, above
-        for t, current, u, grad in reversed(list(zip(span, currents, before, grads, strict=True))):
-            self._grad_decay(t, level, current, u, grad)
+        if kept:
+            self._push_kept(span, level, joined(grads))
+        else:
+            self._push(span, level, f, below, above, joined(grads))
+            del f, below, above
+        for t, output, u, grad in reversed(list(zip(span, outputs, before, grads, strict=True))):
+            self._grad_decay(t, level, output, u, grad)
         state.grad_u = grads[0]
 
     def _arriving(self, span: range, level: int) -> list[list[torch.Tensor]]:
@@ -204,18 +136,18 @@ class _Undoing:
         return arriving
 
     def _potentials(
-        self, span: range, level: int, currents: Sequence[torch.Tensor]
+        self, span: range, level: int, outputs: Sequence[torch.Tensor | None]
     ) -> tuple[list[torch.Tensor | None], list[torch.Tensor | None]]:
         """u[t] and u[t-1] for the steps t of a span, None where they are not known."""
         state = self.levels[level]
         after: list[torch.Tensor | None] = []
         before: list[torch.Tensor | None] = []
-        for t, f in reversed(list(zip(span, currents, strict=True))):
+        for t, f in reversed(list(zip(span, outputs, strict=True))):
             u = self._kept_potential(t, level)
             u = state.u if u is None else u
             after.insert(0, u)
             earlier = self.states[level] if t == 0 else self._kept_potential(t - 1, level)
-            if t and earlier is None and u is not None:
+            if t and earlier is None and u is not None and f is not None:
                 earlier = (u - f).div_(self.decays[self.call.decay(t, level)])
             before.insert(0, earlier)
             state.u = earlier
@@ -327,22 +259,50 @@ class _Undoing:
         if module not in self.checked:
             self.checked.add(module)
             if foreign_leaves(f, leaves):
-                raise RuntimeError(
-                    f"levels: level {level} ({type(module).__name__}) depends on a tensor that "
-                    "requires a gradient and is neither one of its inputs nor one of its "
-                    "parameters, so its gradient would be lost; register it as a parameter of the "
-                    "level, or use memory='autograd'"
-                )
-        grads = list(torch.autograd.grad(f, leaves, grad.to(f.dtype), allow_unused=True))
-        if below.requires_grad:
-            g = grads.pop(0)
-            if level:
-                self.levels[level - 1].add_grad_spikes(g)
-            else:
-                self._add_grad_input(span, g)
-        if above is not None and above.requires_grad:
-            self.levels[level + 1].add_grad_spikes(grads.pop(0))
-        for index, g in zip(indices, grads, strict=True):
+                raise foreign_parameter(level, module)
+        grads = torch.autograd.grad(f, leaves, grad.to(f.dtype), allow_unused=True)
+        read = below.requires_grad, above is not None and above.requires_grad
+        self._hand_out(span, level, grads, read, indices)
+
+    def _push_kept(self, span: range, level: int, grad: torch.Tensor) -> None:
+        """The same through a graph that was kept."""
+        graph: Graph | None = self.recorder.trace(span, level).graph
+        if graph is None:
+            return
+        stand_ins = self.graphs.stand_ins
+        indices = stand_ins.of(self.call.module(span, level))
+        sources = [edge for edge in (graph.below, graph.above) if edge is not None]
+        leaves: list[Any] = [*sources, *(stand_ins.leaves[i] for i in indices)]
+        if not leaves:
+            return
+        grads = torch.autograd.grad(
+            [graph.output],
+            leaves,
+            [grad.to(graph.dtype)],
+            allow_unused=True,
+            retain_graph=self.again,
+        )
+        read = graph.below is not None, graph.above is not None
+        self._hand_out(span, level, grads, read, indices)
+
+    def _hand_out(
+        self,
+        span: range,
+        level: int,
+        grads: Sequence[torch.Tensor | None],
+        read: tuple[bool, bool],
+        indices: Sequence[int],
+    ) -> None:
+        """Gradients of what a level read from below and above, and of its parameters."""
+        found = iter(grads)
+        below, above = read
+        if below and level:
+            self.levels[level - 1].add_grad_spikes(next(found))
+        elif below:
+            self._add_grad_input(span, next(found))
+        if above:
+            self.levels[level + 1].add_grad_spikes(next(found))
+        for index, g in zip(indices, found, strict=True):
             self.grad_parameters.add(index, g)
 
     def _add_grad_input(self, span: range, grad: torch.Tensor | None) -> None:
@@ -365,7 +325,7 @@ class _Undoing:
         self,
         t: int,
         level: int,
-        f: torch.Tensor,
+        f: torch.Tensor | None,
         before: torch.Tensor | None,
         grad: torch.Tensor,
     ) -> None:
@@ -373,7 +333,7 @@ class _Undoing:
         if not self.needs.decays[index]:
             return
         a, state = self.decays[index], self.levels[level]
-        if self.recorder.shared_decay(level):
+        if f is not None and self.recorder.decay_by_outputs(level):
             if state.h is not None:
                 self.grad_decays.add(index, (f * state.h).sum_to_size(a.shape))
             state.h = grad if state.h is None else torch.addcmul(grad, a, state.h)
