@@ -8,8 +8,9 @@ from .baselines import (
     compress_then_finetune,
 )
 from .export import export_csr
+from .importance import Importance, Magnitude, Taylor
 from .legacy import plain_state_dict
-from .masks import density, hand_over, make_permanent
+from .masks import density, hand_over, hold_masks, make_permanent
 from .minimax import MinimaxPruner, Rates
 from .pruner import Pruner
 from .report import History
@@ -20,20 +21,24 @@ from .shrinking import carry_over, shrink
 __all__ = [
     "GlobalMagnitudePruner",
     "History",
+    "Importance",
     "IterativeMagnitudePruner",
     "LatencyTable",
     "LayerMagnitudePruner",
+    "Magnitude",
     "MinimaxPruner",
     "Pruner",
     "Rates",
     "Resource",
     "Schedule",
     "Stage",
+    "Taylor",
     "carry_over",
     "compress_then_finetune",
     "density",
     "export_csr",
     "hand_over",
+    "hold_masks",
     "make_permanent",
     "measure_latency",
     "plain_state_dict",

@@ -12,11 +12,12 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .dependency import Graph
+from .importance import Importance
 from .layers import TRANSPOSED, is_prunable
 from .masks import attach, mask_of, own_mask
 from .resources import LayerInfo
 from .selection import Cut, NotFinite, cut_mask_one_
-from .units import Weights
+from .units import Weights, checked_scores
 
 __all__ = ["Channels", "channels_first", "output_axis"]
 
@@ -53,13 +54,21 @@ class Channels(Weights):
         layers: the pruned layers.
         model: the network.
         graph: what :func:`~sj_ext.pruning.dependency.trace` found; None where nothing ran yet.
+        importance: the criterion; None for the magnitude.
     """
 
     single_weights = False
 
-    def __init__(self, layers: Sequence[LayerInfo], model: nn.Module, graph: Graph | None = None):
+    def __init__(
+        self,
+        layers: Sequence[LayerInfo],
+        model: nn.Module,
+        graph: Graph | None = None,
+        importance: Importance | None = None,
+    ):
         super().__init__(layers)
         self.model = model
+        self.importance = importance
         for layer in self.layers:
             if not is_prunable(layer.module) or layer.attribute != "weight":
                 raise ValueError(
@@ -109,7 +118,11 @@ class Channels(Weights):
         squares: Any = 0.0
         size = 0
         for i, index in self.rows[pool]:
-            rows = self._of(i)[index.to(self._of(i).device)].flatten(1)
+            values = self._of(i)
+            if self.importance is not None:
+                scores = checked_scores(self.importance, self.layers[i])
+                values = channels_first(self.layers[i].module, scores)
+            rows = values[index.to(values.device)].flatten(1)
             squares = squares + rows.double().square().sum(1)
             size += rows.shape[1]
         score = (squares / size).sqrt()

@@ -14,7 +14,7 @@ original: :func:`make_permanent` gives an average of weights the zeros of the ne
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ __all__ = [
     "close",
     "density",
     "hand_over",
+    "hold_masks",
     "make_permanent",
     "mask_of",
     "masked_layers",
@@ -281,6 +282,45 @@ def check_unpruned(name: str, module: Any, parameter: str = "weight") -> None:
             "compute it before each forward): remove what computes it, or leave the layer out"
         )
     optimizers.refuse_sharded(f"{name}.{parameter}", getattr(module, parameter))
+
+
+def hold_masks(model: nn.Module, masks: Mapping[str, torch.Tensor]) -> None:
+    """Hold zeros where masks from elsewhere say so, as after a pruner has finished.
+
+    Cut weights become zero and stay zero under any optimizer, until :func:`make_permanent`.
+
+    Args:
+        model: any network.
+        masks: per layer (its ``weight``) or parameter, by name, a boolean tensor that is True where
+            a weight is kept; ``weight_mask`` of ``torch.nn.utils.prune`` is one after ``.bool()``.
+
+    Raises:
+        TypeError: a mask is no boolean tensor.
+        ValueError: there is no such layer, a mask has another shape, or the layer is pruned
+            already. The model is then left as it was.
+    """
+    found = []
+    for full, mask in masks.items():
+        owner, _, name = full.rpartition(".")
+        modules = dict(model.named_modules())
+        if isinstance(getattr(modules.get(full), "weight", None), torch.Tensor):
+            owner, name = full, "weight"
+        parameter = getattr(modules.get(owner), name, None)
+        if not isinstance(parameter, torch.Tensor):
+            raise ValueError(f"masks: {full!r} is neither a layer with a weight nor a parameter")
+        if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool:
+            raise TypeError(f"masks[{full!r}] must be a boolean tensor, got {mask!r}")
+        if mask.shape != parameter.shape:
+            raise ValueError(
+                f"masks[{full!r}] must have the shape {list(parameter.shape)} of its parameter, "
+                f"got {list(mask.shape)}"
+            )
+        check_unpruned(owner, modules[owner], name)
+        found.append((modules[owner], name, mask))
+    for module, name, mask in found:
+        own = attach(module, name)
+        own.set(torch.empty_like(getattr(module, name), dtype=torch.bool).copy_(mask))
+        own.close()
 
 
 def from_zeros(parameter: torch.Tensor, name: str) -> torch.Tensor:

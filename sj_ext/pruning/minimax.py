@@ -37,6 +37,7 @@ from torch import nn
 
 from .. import checks
 from .budgets import Budget, Resources
+from .importance import Magnitude
 from .layers import Chooser
 from .pruner import Pruner
 from .resources.base import Params
@@ -111,7 +112,9 @@ class MinimaxPruner(Pruner):
         #: pools that share one s: all, or each alone
         self._groups = [[i] for i in range(number)] if layerwise else [list(range(number))]
         self._n = [sum(self.units.sizes[i] for i in g) for g in self._groups]
-        self._mean_square = [self._dense_mean_square(g) for g in self._groups]
+        # scores of a criterion may need a step of training first
+        known = isinstance(self.importance, Magnitude)
+        self._mean_square = [self._dense_mean_square(g) for g in self._groups] if known else []
         self._s = [0.0] * len(self._groups)
         self._y = [0.0] * len(self._groups)
         self._z = [1.0] * len(self.resources)
@@ -181,6 +184,8 @@ class MinimaxPruner(Pruner):
         return slopes
 
     def _compress(self) -> list[tuple[list[int], Cut]]:
+        if not self._mean_square:
+            self._mean_square = [self._dense_mean_square(g) for g in self._groups]
         if self._start is None:
             self._start = self._stage_start()
         before = [math.ceil(s) for s in self._s]

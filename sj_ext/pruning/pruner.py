@@ -19,6 +19,7 @@ from .channels import Channels
 from .counting import StepCounter
 from .dependency import trace
 from .glimpse import Glimpse
+from .importance import Importance, Magnitude
 from .layers import Chooser, choose
 from .report import History, overview, plan_table
 from .resources import LatencyTable
@@ -26,7 +27,7 @@ from .schedule import Schedule
 from .selection import Cut, NotFinite
 from .stages import Stages
 from .survey import survey
-from .units import Weights
+from .units import Scored, Weights
 from .wrappers import plain_name, unwrapped
 
 __all__ = ["Pruner"]
@@ -55,6 +56,8 @@ class Pruner:
         last: prune the last layer too. None: yes for weights, no for channels, which would remove
             outputs of the network.
         granularity: ``'weight'``, or ``'channel'`` for whole output channels.
+        importance: which weights go first: an :class:`~sj_ext.pruning.Importance`, such as
+            :class:`~sj_ext.pruning.Taylor`; None for :class:`~sj_ext.pruning.Magnitude`.
         optimizer: the optimizer that trains the model. Its steps are then counted by its own hook
             and its learning rates used; otherwise a step is noticed by the change of the weights.
         example_input: one batch, a tuple of several inputs or a mapping of named ones. ``'flops'``
@@ -81,6 +84,7 @@ class Pruner:
         first: bool = False,
         last: bool | None = None,
         granularity: str = "weight",
+        importance: Importance | None = None,
         optimizer: Optimizer | None = None,
         example_input: Any = None,
         latency_table: LatencyTable | None = None,
@@ -92,6 +96,9 @@ class Pruner:
         checks.integer("log_every", log_every, at_least=1)
         self.model = model = unwrapped(model)
         self.granularity = granularity
+        self.importance = Magnitude() if importance is None else importance
+        if not isinstance(self.importance, Importance):
+            raise TypeError(f"importance must be an Importance or None, got {importance!r}")
         self._targets = limits(budget, resource, example_input, latency_table)
         self.resources = [target.resource for target in self._targets]
         last = granularity == "weight" if last is None else last
@@ -144,10 +151,12 @@ class Pruner:
         self._begin_stage()
 
     def _make_units(self) -> Weights:
+        # the magnitude needs no copy of the weights
+        other = None if isinstance(self.importance, Magnitude) else self.importance
         if self.granularity == "weight":
-            return Weights(self._layers)
+            return Weights(self._layers) if other is None else Scored(self._layers, other)
         graph = None if self._example is None else trace(self.model, self._example)
-        return Channels(self._layers, self.model, graph)
+        return Channels(self._layers, self.model, graph, other)
 
     def _places(self) -> list[tuple[nn.Module, str]]:
         """Every parameter in which zeros are held: its module, and its name there."""
@@ -335,6 +344,7 @@ class Pruner:
         self._best = None
 
     def _measure(self) -> None:
+        self.importance.update(self._layers)
         for res in self.resources:
             res.update()
         if not self._floors_checked:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
+from .. import checks
+from .importance import Importance
 from .masks import own_mask
 from .resources import LayerInfo
 from .selection import (
@@ -18,7 +19,7 @@ from .selection import (
     zero_below_,
 )
 
-__all__ = ["Weights"]
+__all__ = ["Scored", "Weights", "checked_scores"]
 
 
 class Weights:
@@ -46,10 +47,6 @@ class Weights:
     def learn(self, graph: Any) -> None:
         """Take what a trace has found."""
 
-    def parameters(self) -> list[tuple[nn.Module, str]]:
-        """Every parameter in which zeros are held: its module, and its name there."""
-        return [(layer.module, layer.attribute) for layer in self.layers]
-
     def magnitudes(self, pools: Sequence[int]) -> list[torch.Tensor]:
         """One-dimensional tensors, in the order of ties; here views of the weights."""
         return [flat(self.layers[i].parameter) for i in pools]
@@ -76,3 +73,57 @@ class Weights:
             mask = torch.empty_like(layer.parameter, dtype=torch.bool, requires_grad=False)
             cut_mask_one_(flat(mask), tensors, number, cut)
             own_mask(layer.module, layer.attribute).set(mask)
+
+
+class Scored(Weights):
+    """Every weight is a unit; its magnitude is what a criterion says.
+
+    Args:
+        layers: the pruned layers, one per weight tensor.
+        importance: the criterion.
+    """
+
+    def __init__(self, layers: Sequence[LayerInfo], importance: Importance):
+        super().__init__(layers)
+        self.importance = importance
+
+    def magnitudes(self, pools: Sequence[int]) -> list[torch.Tensor]:
+        found = []
+        for i in pools:
+            score = checked_scores(self.importance, self.layers[i])
+            # in the weight's own memory layout
+            found.append(flat(torch.empty_like(self.layers[i].parameter).copy_(score)))
+        return found
+
+    def _kept(self, pools: Sequence[int], cut: Cut) -> list[torch.Tensor]:
+        magnitudes = self.magnitudes(pools)
+        kept = [torch.empty_like(each, dtype=torch.bool) for each in magnitudes]
+        for number, mask in enumerate(kept):
+            cut_mask_one_(mask, magnitudes, number, cut)
+        return kept
+
+    def zero(self, pools: Sequence[int], cut: Cut) -> None:
+        for i, kept in zip(pools, self._kept(pools, cut), strict=True):
+            flat(self.layers[i].parameter).mul_(kept)
+
+    def scale(self, pools: Sequence[int], low: Cut, high: Cut, factors: Sequence[float]) -> None:
+        below, upto = self._kept(pools, low), self._kept(pools, high)
+        for i, inner, outer, factor in zip(pools, below, upto, factors, strict=True):
+            flat(self.layers[i].parameter)[inner & ~outer] *= factor
+
+
+def checked_scores(importance: Importance, layer: LayerInfo) -> torch.Tensor:
+    """The scores of a layer, if they are scores.
+
+    Raises:
+        TypeError: they are no tensor.
+        ValueError: they have another shape than the weight, or one is negative or NaN.
+    """
+    scores = checks.tensor(f"scores of {type(importance).__name__}", importance.scores(layer))
+    if scores.shape != layer.parameter.shape or not bool((scores >= 0).all()):
+        raise ValueError(
+            f"scores of {type(importance).__name__} for layer {layer.name!r} must be at least 0, "
+            f"in shape {list(layer.parameter.shape)}, got shape {list(scores.shape)}"
+            f" and a minimum of {scores.min().item():.4g}"
+        )
+    return scores.detach()
