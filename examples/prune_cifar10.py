@@ -5,14 +5,20 @@
 DIR holds ``train.npz`` and ``test.npz`` (arrays ``jpeg``: all JPEG files end to end, ``offset``,
 ``label``), or torchvision's own files, or nothing yet: torchvision then downloads them there.
 
-The run writes a checkpoint after each epoch (``--checkpoint FILE``) and goes on from it if it is
-there. At the end the pruned weights are written as sparse matrices (``--csr FILE``) and the history
-as CSV (``--history FILE``). ``--short`` runs on scikit-learn's digits with a narrow network.
+    python examples/prune_cifar10.py --data-dir DIR --resource energy --budget "20 uJ"
+
+A budget is a share of the dense network, or an amount per image. Whether it can be met is told
+before any training, with the plan. The run writes a checkpoint after each epoch (``--checkpoint
+FILE``, on by default) and goes on from it if it is there. At the end a table and a picture
+(``--picture FILE``) tell what was cut in each layer; the pruned weights are written as sparse
+matrices (``--csr FILE``) and the history as CSV (``--history FILE``). ``--short`` runs on
+scikit-learn's digits with a narrow network, and keeps no checkpoint unless it is named.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import math
 from pathlib import Path
 
@@ -26,7 +32,13 @@ from tqdm import tqdm
 
 from sj_ext.analysis import synaptic_operations
 from sj_ext.checkpoint import load_checkpoint, save_checkpoint
-from sj_ext.pruning import MinimaxPruner, density, export_csr, make_permanent
+from sj_ext.pruning import (
+    MinimaxPruner,
+    density,
+    export_csr,
+    make_permanent,
+    measure_latency,
+)
 
 MEAN = torch.tensor([0.4914, 0.4822, 0.4465]).view(3, 1, 1)
 STD = torch.tensor([0.2470, 0.2435, 0.2616]).view(3, 1, 1)
@@ -173,10 +185,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--model", default="sew_resnet18", choices=["sew_resnet18", "spiking_vgg11_bn"]
     )
-    parser.add_argument("--budget", type=float, default=0.05)
     parser.add_argument(
-        "--resource", default="params", choices=["params", "flops", "synops", "energy"]
+        "--budget", type=amount, default=0.05, help="0.05, 1000000, '20 uJ', '30 MMAC', '2 ms'"
     )
+    parser.add_argument(
+        "--resource", default="params", choices=["params", "flops", "synops", "energy", "latency"]
+    )
+    parser.add_argument("--first", action="store_true", help="prune the first layer too")
     parser.add_argument("--layerwise", action="store_true", help="one s per layer")
     parser.add_argument("--granularity", default="weight", choices=["weight", "channel"])
     parser.add_argument("--dense-epochs", type=int, default=60)
@@ -187,7 +202,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--limit", type=int, help="images of each set, for a quick look")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--checkpoint", type=Path, help="default: prune_cifar10.pt")
+    parser.add_argument("--no-checkpoint", action="store_true")
+    parser.add_argument("--picture", type=Path, help="draw what each layer keeps")
     parser.add_argument("--csr", type=Path, help="write the pruned weights as CSR matrices")
     parser.add_argument("--history", type=Path, help="write the pruner's history as CSV")
     parser.add_argument("--short", action="store_true", help="digits, a narrow network, 4 epochs")
@@ -196,13 +213,56 @@ def parse() -> argparse.Namespace:
         a.model, a.dense_epochs, a.epochs, a.steps, a.lr = "narrow", 3, 4, 2, 0.1
     elif a.data_dir is None:
         parser.error("--data-dir is needed (or --short)")
+    elif a.checkpoint is None and not a.no_checkpoint:
+        a.checkpoint = Path("prune_cifar10.pt")
     return a
+
+
+def amount(text: str) -> float | int | str:
+    """A share, a whole number above 1, or text with a unit, as the pruner takes it."""
+    try:
+        value = float(text.replace("_", ""))
+    except ValueError:
+        return text
+    return int(value) if value > 1 and value.is_integer() else value
 
 
 def main() -> None:
     a = parse()
     with said(lambda: kept(a.checkpoint)):
         train_and_prune(a)
+
+
+def options(a: argparse.Namespace, net: nn.Module, test: Split, batches: int) -> dict:
+    """What the pruner is built with."""
+    example = normalised(test[0][:1], torch.device(a.device))
+    example = example.expand(a.steps, *example.shape)
+    table = measure_latency(net, example) if a.resource == "latency" else None
+    return {
+        "budget": a.budget,
+        "resource": a.resource,
+        "schedule": a.epochs * batches,
+        "layerwise": a.layerwise,
+        "granularity": a.granularity,
+        "first": a.first,
+        "example_input": example,
+        "latency_table": table,
+    }
+
+
+def draw(pruner: MinimaxPruner, path: Path) -> None:
+    """Weights of each layer before and after."""
+    from matplotlib.figure import Figure
+
+    weights = dict(pruner.layer_counts)
+    figure = Figure(figsize=(7, 0.3 * len(weights) + 1.2), layout="constrained")
+    axes = figure.subplots()
+    axes.barh(list(weights), [dense for dense, _ in weights.values()], color="0.85", label="dense")
+    axes.barh(list(weights), [left for _, left in weights.values()], label="kept")
+    axes.invert_yaxis()
+    axes.set(xlabel="weights", xscale="log")
+    axes.legend()
+    figure.savefig(path)
 
 
 def kept(checkpoint: Path | None) -> str:
@@ -229,6 +289,12 @@ def train_and_prune(a: argparse.Namespace) -> None:
         saved = load_checkpoint(a.checkpoint, map_location=device)
         print(f"going on from {a.checkpoint}, epoch {saved['epoch']}")
     dense_done = 0 if saved is None else min(saved["epoch"], a.dense_epochs)
+
+    pruning = options(a, net, test, run.batches)
+    try:  # on a copy: what cannot be met fails before any training
+        print(MinimaxPruner(copy.deepcopy(net), **pruning).plan)
+    except (ValueError, TypeError) as error:
+        raise SystemExit(f"prune_cifar10.py: {error}") from error
 
     # ---- the dense network
     optimizer, rate = optimisation(net, a.lr, a.dense_epochs * run.batches)
@@ -257,17 +323,7 @@ def train_and_prune(a: argparse.Namespace) -> None:
 
     # ---- the pruned one
     optimizer, rate = optimisation(net, a.lr / 2, a.epochs * run.batches)
-    example = normalised(test[0][:1], device)
-    pruner = MinimaxPruner(
-        net,
-        budget=a.budget,
-        resource=a.resource,
-        schedule=a.epochs * run.batches,
-        layerwise=a.layerwise,
-        granularity=a.granularity,
-        optimizer=optimizer,
-        example_input=example.expand(a.steps, *example.shape),
-    )
+    pruner = MinimaxPruner(net, optimizer=optimizer, **pruning)
     print(f"budget {a.budget} of {a.resource}: finished after {pruner.total_steps} steps")
     done = 0
     if saved is not None and "pruner" in saved:
@@ -291,6 +347,9 @@ def train_and_prune(a: argparse.Namespace) -> None:
         pruner.history.save_csv(a.history)
     if a.csr is not None:
         save_checkpoint(export_csr(net), a.csr)
+    print(f"\n{pruner}")
+    if a.picture is not None:
+        draw(pruner, a.picture)
     kept, resource = pruner.kept, pruner.resource
     make_permanent(net)
     rows = [("dense", 1.0, *dense), ("pruned", density(net), run.accuracy(), *run.operations())]

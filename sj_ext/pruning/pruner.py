@@ -240,6 +240,12 @@ class Pruner:
         return self._account.shares
 
     @property
+    def layer_counts(self) -> dict[str, tuple[int, int]]:
+        """Of each layer that counts, the number of its weights, dense and kept."""
+        pairs = zip(self._account.layers, self._account.kept(), strict=True)
+        return {layer.name: (layer.weights, left) for layer, left in pairs}
+
+    @property
     def total_steps(self) -> int:
         """Optimizer steps until :attr:`finished`, as announced."""
         return self.schedule.steps
