@@ -6,6 +6,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from sj_ext import host
 from sj_ext.model.transformer import (
     meta_spikeformer,
     spikeformer,
@@ -26,14 +27,18 @@ class Small:
     single_step: bool = True
 
     def net(self, **changes) -> nn.Module:
-        """One whose normalisations are neither fresh nor alike, so that its neurons fire."""
+        """One whose normalisations have seen a batch, and whose neurons fire."""
         net = self.build(**changes)
-        for module in net.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                nn.init.uniform_(module.weight, 0.8, 1.6)
-                nn.init.normal_(module.bias, 0.5, 0.3)
-                nn.init.normal_(module.running_mean, 0.0, 0.1)
-                nn.init.uniform_(module.running_var, 0.1, 0.4)
+        norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+        for norm in norms:
+            nn.init.uniform_(norm.weight, 0.8, 1.6)
+            nn.init.normal_(norm.bias, 0.8, 0.5)
+            norm.momentum = 1.0  # the statistics of this one batch
+        with torch.no_grad():
+            net(self.input(n=8))
+        for norm in norms:
+            norm.momentum = 0.1
+        host.functional.reset_net(net)
         return net
 
     def input(self, n=2, steps=None):

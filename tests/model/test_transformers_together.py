@@ -75,3 +75,24 @@ def test_a_copy_computes_the_same_and_a_state_dict_carries_it_over(small):
     assert torch.equal(other(x), y)
     host.functional.reset_net(net)
     assert torch.equal(copy.deepcopy(net)(x), y)
+
+
+@pytest.mark.parametrize(
+    "small",
+    [s for n, s in MODELS.items() if not n.startswith("meta")],
+    ids=[n for n in MODELS if not n.startswith("meta")],
+)
+def test_compact_memory_gives_the_same_gradients(small):
+    net = small.net().double()
+    x = small.input(n=4).double()
+    found = []
+    for shrink in (False, True):
+        own = copy.deepcopy(net)
+        network = sj_ext.memory.compact(own, x[:2]) if shrink else own
+        y = network.train()(x)
+        y.square().sum().backward()
+        # where no spike carries a gradient back there is none, or one of zeros
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in own.parameters()]
+        found.append([y, *grads])
+    for plain, compact in zip(*found, strict=True):
+        torch.testing.assert_close(compact, plain, rtol=1e-6, atol=1e-6)
