@@ -65,6 +65,9 @@ def published_to_ours(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch
         The same tensors under our names, as ``load_state_dict`` of a network with
         ``encode='repeat', norm='bn'`` takes them.
 
+    Shapes:
+        Those of the program's parameters, which are those of ours.
+
     Raises:
         ValueError: a name that the program's network does not have.
     """
@@ -80,6 +83,9 @@ def published_state_dict(model: TRevSNN) -> dict[str, torch.Tensor]:
 
     Returns:
         The tensors of ``model.state_dict()`` under the program's names.
+
+    Shapes:
+        Those of the program's parameters, which are those of ours.
 
     Raises:
         TypeError: ``model`` is not a :class:`TRevSNN`.
@@ -97,6 +103,9 @@ def published_arguments(state_dict: Mapping[str, torch.Tensor]) -> dict[str, Any
 
     Args:
         state_dict: in the program's names, as :func:`published_to_ours` takes it.
+
+    Shapes:
+        Those of the program's parameters, which are those of ours.
 
     Raises:
         ValueError: a name that the program's network does not have, or a part that is missing.
@@ -119,6 +128,9 @@ def load_published(model: TRevSNN, state_dict: Mapping[str, torch.Tensor]) -> TR
 
     Returns:
         ``model``.
+
+    Shapes:
+        Those of the program's parameters, which are those of ours.
 
     Raises:
         TypeError: ``model`` is not a :class:`TRevSNN`.
