@@ -1,8 +1,8 @@
 """Models: T-RevSNN, RevSNN, spiking transformers."""
 
 from . import revsnn, transformer, trevsnn
-from .reparameterization import MapInput, map_inputs, reparameterize
 from .trevsnn import TRevSNN, trevsnn_dvs, trevsnn_small, trevsnn_tiny
+from .trevsnn.reparameterization import MapInput, map_inputs, reparameterize
 
 __all__ = [
     "MapInput",

@@ -23,10 +23,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..layer.scaled_ws import ScaledWSConv2d
-from ..observe import at_rest, watching
-from .trevsnn.blocks import BlockTail, SpikingBlock, effective
-from .trevsnn.model import TRevSNN
+from ...layer.scaled_ws import ScaledWSConv2d
+from ...observe import at_rest, watching
+from .blocks import BlockTail, SpikingBlock, effective
+from .model import TRevSNN
 
 __all__ = ["ComposedConv2d", "MapInput", "map_inputs", "reparameterize"]
 
