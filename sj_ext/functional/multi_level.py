@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from ..inference import fire
+
 __all__ = ["multi_level_firing_step"]
 
 
@@ -51,7 +53,7 @@ def multi_level_firing_step(
     h = v + (x - (v - rest)) / tau if decay_input else v - (v - rest) / tau + x
     levels = torch.tensor(thresholds, dtype=h.dtype, device=h.device)
     levels = levels.view(-1, *[1] * x.dim())
-    spikes = surrogate_function(h - levels)
+    spikes = fire(surrogate_function, h - levels)
     gate = spikes.detach() if detach_reset else spikes
     v = h - gate * levels if v_reset is None else gate * v_reset + (1.0 - gate) * h
     return spikes.sum(0), v

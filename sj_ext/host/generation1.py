@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from spikingjelly.activation_based import neuron, surrogate
 
+from ..inference import fire
 from .backend import BackendContract
 from .node import PureNode, States
 
@@ -22,6 +23,13 @@ class HostBackend(BackendContract):
         if self._backend == "cupy":
             _give_working_kernels(self, x_seq.dtype)
         return super().multi_step_forward(x_seq)
+
+    def neuronal_fire(self) -> torch.Tensor:
+        """The host's own, in inference without its autograd function, which no trace can save."""
+        own = super().neuronal_fire
+        if own.__func__ is not neuron.BaseNode.neuronal_fire:  # of another neuron, not only H
+            return own()
+        return fire(self.surrogate_function, self.v - self.v_threshold)
 
 
 class FunctionalNode(PureNode, neuron.BaseNode):

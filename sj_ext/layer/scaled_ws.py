@@ -27,6 +27,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from .. import checks, host
+from ..inference import gradient_wanted
 
 __all__ = ["ScaledWSConv2d", "standardize", "standardize_backward"]
 
@@ -75,6 +76,24 @@ def compute_dtype(x: torch.Tensor) -> torch.dtype:
     return x.dtype
 
 
+def _convolve(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    gain: torch.Tensor,
+    bias: torch.Tensor | None,
+    eps: float,
+    *geometry: Any,
+) -> torch.Tensor:
+    if torch.is_autocast_enabled(x.device.type):  # what is standardised stays as it is
+        dtype = compute_dtype(x)
+        with torch.autocast(x.device.type, enabled=False):
+            effective = standardize(weight, gain, eps).to(dtype)
+            bias = None if bias is None else bias.to(dtype)
+            return F.conv2d(x.to(dtype), effective, bias, *geometry)
+    bias = None if bias is None else bias.to(x.dtype)
+    return F.conv2d(x, standardize(weight, gain, eps).to(x.dtype), bias, *geometry)
+
+
 class _ScaledWSConv(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -94,10 +113,7 @@ class _ScaledWSConv(torch.autograd.Function):
         ctx.has_bias = bias is not None
         ctx.geometry = stride, padding, dilation, groups
         ctx.dtype = compute_dtype(x)
-        with torch.autocast(x.device.type, enabled=False):
-            effective = standardize(weight, gain, eps).to(ctx.dtype)
-            bias = None if bias is None else bias.to(ctx.dtype)
-            return F.conv2d(x.to(ctx.dtype), effective, bias, stride, padding, dilation, groups)
+        return _convolve(x, weight, gain, bias, eps, *ctx.geometry)
 
     @staticmethod
     @once_differentiable
@@ -235,9 +251,9 @@ class ScaledWSConv2d(host.layer.Conv2d):
             x = F.pad(x, self._reversed_padding_repeated_twice)
             padding = 0
         padding = (padding, padding) if isinstance(padding, int) else padding
-        return _ScaledWSConv.apply(
-            x, weight, self.gain, bias, self.eps, self.stride, padding, self.dilation, self.groups
-        )
+        inputs = x, weight, self.gain, bias
+        run = _ScaledWSConv.apply if gradient_wanted(*inputs) else _convolve
+        return run(*inputs, self.eps, self.stride, padding, self.dilation, self.groups)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + f", eps={self.eps:.4g}, eps_in={self.eps_in!r}"

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from .. import checks, host
+from ..inference import fire, gradient_wanted
 from ..ops.windows import Window
 from ..surrogate import Rect
 
@@ -66,8 +67,8 @@ class TurnOffNode(host.base.MemoryModule):
         checks.floating(f"the input of {type(self).__name__}", x)
         window = Window.of(self.surrogate_function)
         if window is None:
-            return self.surrogate_function(x - self.v_threshold)
-        if torch.is_grad_enabled() and x.requires_grad:
+            return fire(self.surrogate_function, x - self.v_threshold)
+        if gradient_wanted(x):
             return _RectTurnOff.apply(x, self.v_threshold, window)
         return _step(x - self.v_threshold)
 

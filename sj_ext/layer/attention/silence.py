@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
+from ...inference import gradient_wanted
+
 __all__ = ["heard"]
 
 
@@ -34,4 +36,4 @@ def heard(spikes: torch.Tensor) -> torch.Tensor:
     Args:
         spikes: of any shape.
     """
-    return _Heard.apply(spikes) if torch.is_grad_enabled() and spikes.requires_grad else spikes
+    return _Heard.apply(spikes) if gradient_wanted(spikes) else spikes

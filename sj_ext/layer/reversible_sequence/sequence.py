@@ -9,6 +9,7 @@ from torch import nn
 from torch._compile import _disable_dynamo
 
 from ... import checks, host
+from ...inference import gradient_wanted
 from .part import Readers, run_from_rest, split
 from .undo import Parts, run_reversibly
 
@@ -84,8 +85,7 @@ class ReversibleSequence(nn.Module):
         """The output of the last block."""
         self._check(x_seq)
         parts: Parts = [(block["f"], block["g"]) for block in self.blocks]  # type: ignore[index]
-        trained = x_seq.requires_grad or any(p.requires_grad for p in self.parameters())
-        if self.memory == "reversible" and trained and torch.is_grad_enabled():
+        if self.memory == "reversible" and gradient_wanted(x_seq, *self.parameters()):
             return run_reversibly(parts, self._readers, x_seq, self.dim)
         streams = split(x_seq, self.dim)
         for pair in parts:

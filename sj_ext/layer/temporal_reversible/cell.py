@@ -11,6 +11,7 @@ from torch import nn
 from torch._compile import _disable_dynamo
 
 from ... import checks, host
+from ...inference import gradient_wanted
 from ...ops.turn_on.sequence import away_from_zero
 from ...surrogate import Rect
 from .arguments import check_batch, inputs_of, level_table
@@ -344,8 +345,7 @@ class TemporalReversible(host.base.MemoryModule):
             )
         if self.memory == "reversible" and torch.is_grad_enabled():
             parameters = call.parameters()
-            carried = [u for u in potentials if u is not None]
-            if any(x.requires_grad for x in (*inputs, *carried, *decays, *parameters)):
+            if gradient_wanted(*inputs, *potentials, *decays, *parameters):
                 kept = frozenset(i for i, again in enumerate(self.recompute) if not again)
                 options = Options(self.tolerance, self.replay_tolerance, kept)
                 u_top, potentials = run_reversibly(

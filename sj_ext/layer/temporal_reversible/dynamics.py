@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...inference import fire
 from .randomness import Draws, Start
 
 __all__ = ["Call", "integrate", "roll_out"]
@@ -86,7 +87,7 @@ class Call:
 
     def fire(self, u: torch.Tensor) -> torch.Tensor:
         """H(u - v_th), with the surrogate's gradient."""
-        return self.surrogate_function(u - self.v_threshold)
+        return fire(self.surrogate_function, u - self.v_threshold)
 
     def surrogate_parameters(self) -> list[nn.Parameter]:
         """Learnable constants of the surrogate."""

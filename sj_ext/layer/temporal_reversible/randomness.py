@@ -9,6 +9,8 @@ from typing import TypeVar
 
 import torch
 
+from ...inference import leaving
+
 __all__ = ["Draws", "RandomState", "Start"]
 
 #: what the random numbers of a run start from: the generators' states, a seed, or None
@@ -87,6 +89,8 @@ class Draws:
 
     def run(self, level: int, function: Callable[[], R]) -> tuple[R, Start]:
         """The function's result, and what the generators started from: states, a seed, or None."""
+        if leaving():  # a graph draws its own numbers
+            return function(), None
         with _GENERATORS if self._alone else contextlib.nullcontext():
             if level in self._drawing:
                 seed = int(torch.randint(2**62, ()))

@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ... import checks, host
+from ...inference import gradient_wanted
 from ...layer import ScaledWSConv2d, TemporalReversible
 from ...neuron import TurnOffNode
 from ...parameters import no_weight_decay
@@ -204,7 +205,8 @@ class TRevSNN(nn.Module, host.base.MultiStepModule):
     def encoded(self, x: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
         """The input of level 0 at each step: T tensors ``[N, C_0, H, W]``, or one of T of them."""
         self._check_input(x)
-        if self.cell.memory == "reversible" and torch.is_grad_enabled():
+        reversible = self.cell.memory == "reversible"
+        if reversible and gradient_wanted(x, *self.stem.parameters()):
             # The stem's inner activations are as large as all that the cell holds: made again.
             y = checkpoint(self.stem, x, use_reentrant=False, preserve_rng_state=False)
         else:

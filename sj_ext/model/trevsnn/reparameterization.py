@@ -42,9 +42,9 @@ def reparameterize(model: TRevSNN, *, compose: bool = False) -> TRevSNN:
             kernels are k times k times as large as the pointwise ones.
 
     Returns:
-        A network in evaluation mode, whose output is that of ``model`` in evaluation mode up to
-        rounding. Like every re-ordering of a sum, rounding can move a potential across a threshold
-        where it lies within it.
+        A network in evaluation mode with frozen parameters, ready for ``torch.export`` and ONNX,
+        whose output is that of ``model`` in evaluation mode up to rounding. Like every re-ordering
+        of a sum, rounding can move a potential across a threshold where it lies within it.
 
     Raises:
         TypeError: ``model`` is not a :class:`TRevSNN`.
@@ -69,7 +69,8 @@ def reparameterize(model: TRevSNN, *, compose: bool = False) -> TRevSNN:
         for block in level.blocks:
             _fold_block(block, shared)
     _fold_head(folded.head, compose)
-    return folded
+    folded.cell.memory = "autograd"  # there is no backward pass to save memory for
+    return folded.requires_grad_(False)
 
 
 class MapInput(NamedTuple):

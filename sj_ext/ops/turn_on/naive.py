@@ -35,7 +35,7 @@ def turn_on(
         surrogate_function: H.
     """
     v, potentials = v_init.to(state_dtype(x_seq.dtype)), []
-    for x in x_seq:
+    for x in x_seq.unbind(0):
         v = v * decay + x
         potentials.append(v)
     v_seq = torch.stack(potentials)

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
+from ...inference import fire, gradient_wanted, tracing
 from ..windows import Window
 from . import naive
 
@@ -61,15 +62,18 @@ def turn_on(
     decay = decay.to(v_init.dtype)
     inputs = x_seq, v_init, decay
     window = Window.of(surrogate_function)
+    learns = gradient_wanted(*inputs)
     if window is None:
-        v_seq = _LeakySum.apply(*inputs, decay.requires_grad)
-        spike = surrogate_function(v_seq - v_threshold).to(x_seq.dtype)
+        if learns:
+            v_seq = _LeakySum.apply(*inputs, decay.requires_grad)
+        else:
+            v_seq = _LeakySum.forward(_NoBackward(), *inputs, False)
+        spike = fire(surrogate_function, v_seq - v_threshold).to(x_seq.dtype)
         v_last = v_seq[-1].clone()  # of its own, no view: hosts detach memories in place
         return spike, v_last, v_seq if store_v_seq else None
-    learns = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
-    return _RectTurnOn.apply(
-        *inputs, v_threshold, window if learns else None, store_v_seq, decay.requires_grad
-    )
+    if learns:
+        return _RectTurnOn.apply(*inputs, v_threshold, window, store_v_seq, decay.requires_grad)
+    return _RectTurnOn.forward(_NoBackward(), *inputs, v_threshold, None, store_v_seq, False)
 
 
 def away_from_zero(decay: torch.Tensor, min_decay: float) -> torch.Tensor:
@@ -78,13 +82,23 @@ def away_from_zero(decay: torch.Tensor, min_decay: float) -> torch.Tensor:
     Its gradient is the identity everywhere, so that a decay inside the gap can leave it on either
     side.
     """
-    return _AwayFromZero.apply(decay, min_decay)
+    if gradient_wanted(decay):
+        return _AwayFromZero.apply(decay, min_decay)
+    return _AwayFromZero.forward(_NoBackward(), decay, min_decay)
+
+
+class _NoBackward:
+    """The context of a forward pass that no backward pass follows: it keeps nothing."""
+
+    def save_for_backward(self, *tensors):
+        pass
 
 
 class _AwayFromZero(torch.autograd.Function):
     @staticmethod
     def forward(ctx, decay, min_decay):
-        return torch.copysign(decay.abs().clamp_min(min_decay), decay)
+        size = decay.abs().clamp_min(min_decay)
+        return torch.where(decay < 0, -size, size)  # ONNX has no copysign
 
     @staticmethod
     def backward(ctx, grad):
@@ -99,7 +113,7 @@ class _RectTurnOn(torch.autograd.Function):
         ctx.window = window  # None where no gradient is wanted
         ctx.block = _block(x)  # columns that each of packed holds
         kept = (x, v) if decay_learns and window is not None else (None, None)
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or tracing():
             *outputs, packed = _traced_forward(x, v, a, v_threshold, window, store_v_seq)
             ctx.save_for_backward(a, *kept, *packed)
             return tuple(outputs)
@@ -139,7 +153,7 @@ class _LeakySum(torch.autograd.Function):
     def forward(ctx, x, v, a, decay_learns):
         ctx.save_for_backward(a, *((x, v) if decay_learns else (None, None)))
         ctx.dtype = x.dtype
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or tracing():
             return naive.turn_on(x, v, a, 0.0, lambda above: above)[1]
         v_seq = _empty(x.shape, v)
         _leaky_sum(x, v, a, v_seq)
