@@ -23,6 +23,7 @@ from . import (
     surrogate,
 )
 from ._version import __version__
+from .explicit_state import ExplicitState
 from .parameters import no_weight_decay, parameter_groups
 from .registration import register, registered, unregister
 from .swap import swap_neurons
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from . import ann2snn
 
 __all__ = [
+    "ExplicitState",
     "__version__",
     "analysis",
     "ann2snn",

@@ -16,8 +16,13 @@ from torch import nn
 
 __all__ = ["fire", "gradient_wanted", "leaving", "tracing"]
 
-#: modules whose surrogates are a Heaviside step in spiking mode; a user's may be something else
+#: where the surrogates are that are a Heaviside step in spiking mode; a user's may be another
 _SURROGATES = ("spikingjelly.activation_based.surrogate", "sj_ext.surrogate")
+_STEPS = frozenset(
+    "ATan ClosedRect DSpike Erf FakeNumericalGradient LeakyKReLU LogTailedReLU NonzeroSignLogAbs "
+    "PiecewiseExp PiecewiseLeakyReLU PiecewiseQuadratic QPseudoSpike Rect S2NN Sigmoid SoftSign "
+    "SquarewaveFourierSeries SuperSpike".split()
+)
 
 #: since PyTorch 2.7
 _is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
@@ -63,8 +68,9 @@ def fire(surrogate_function: Callable[[torch.Tensor], torch.Tensor], above: Any)
         surrogate_function: a surrogate of the host, of this package or of a user.
         above: the potential less the threshold.
     """
-    spiking = getattr(surrogate_function, "spiking", False) is True
-    if spiking and type(surrogate_function).__module__ in _SURROGATES:
+    kind = type(surrogate_function)
+    step = kind.__name__ in _STEPS and kind.__module__ in _SURROGATES
+    if step and surrogate_function.spiking is True:  # type: ignore[attr-defined]
         own = surrogate_function.parameters() if isinstance(surrogate_function, nn.Module) else ()
         if not gradient_wanted(above, *own):
             return (above >= 0).to(above)
