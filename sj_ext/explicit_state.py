@@ -49,7 +49,7 @@ class ExplicitState(nn.Module):
 
     def __init__(self, model: nn.Module, *example_inputs: torch.Tensor):
         super().__init__()
-        self.model = checks.module("model", model)
+        self.model: nn.Module = checks.module("model", model)
         self._num_inputs = len(example_inputs)
         with at_rest(model):
             model(*example_inputs)
@@ -84,11 +84,13 @@ class ExplicitState(nn.Module):
                 f"{self.state_names} are needed, got {len(inputs_and_state)} tensors"
             )
         with _fresh_memories(self.model):
-            holders = [(self.model.get_submodule(path), name) for path, name in self._places]
+            holders: list[Any] = [
+                (self.model.get_submodule(path), name) for path, name in self._places
+            ]
             for (module, name), state in zip(holders, states, strict=False):
-                module._memories[name] = state  # type: ignore[index, operator]
+                module._memories[name] = state
             y = self.model(*inputs)
-            after = [module._memories[name] for module, name in holders]  # type: ignore[index, operator]
+            after = [module._memories[name] for module, name in holders]
         for name, before, state in zip(self.state_names, states, after, strict=False):
             if before.shape != state.shape:  # 2.x starts afresh from another shape, in silence
                 raise ValueError(

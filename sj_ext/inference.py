@@ -18,11 +18,12 @@ __all__ = ["fire", "gradient_wanted", "leaving", "tracing"]
 
 #: where the surrogates are that are a Heaviside step in spiking mode; a user's may be another
 _SURROGATES = ("spikingjelly.activation_based.surrogate", "sj_ext.surrogate")
-_STEPS = frozenset(
-    "ATan ClosedRect DSpike Erf FakeNumericalGradient LeakyKReLU LogTailedReLU NonzeroSignLogAbs "
-    "PiecewiseExp PiecewiseLeakyReLU PiecewiseQuadratic QPseudoSpike Rect S2NN Sigmoid SoftSign "
-    "SquarewaveFourierSeries SuperSpike".split()
-)
+_STEPS = {
+    *("ATan", "ClosedRect", "DSpike", "Erf", "FakeNumericalGradient", "LeakyKReLU"),
+    *("LogTailedReLU", "NonzeroSignLogAbs", "PiecewiseExp", "PiecewiseLeakyReLU"),
+    *("PiecewiseQuadratic", "QPseudoSpike", "Rect", "S2NN", "Sigmoid", "SoftSign"),
+    *("SquarewaveFourierSeries", "SuperSpike"),
+}
 
 #: since PyTorch 2.7
 _is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)

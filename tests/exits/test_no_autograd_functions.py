@@ -102,7 +102,7 @@ def test_layers_and_surrogates(applied):
 def surrogates():
     for name, cls in vars(host.surrogate).items():
         if isinstance(cls, type) and issubclass(cls, torch.nn.Module) and "Base" not in name:
-            yield cls()
+            yield cls(3) if name == "MultiLevelSpikeCount" else cls()
     yield from (Rect(), DSpike())
 
 
@@ -114,9 +114,13 @@ def test_every_surrogate_is_the_comparison_that_stands_for_it(spiking):
         if type(function).__name__ == "PoissonPass":  # draws from probabilities
             continue
         function.spiking = spiking
-        spikes = function(above.clone().requires_grad_()).detach()
+        try:
+            spikes = function(above.clone().requires_grad_()).detach()
+        except NotImplementedError:  # the host's own
+            continue
         with torch.no_grad():
-            assert torch.equal(sj_ext.inference.fire(function, above.clone()), spikes), function
+            fired = sj_ext.inference.fire(function, above.clone())
+        torch.testing.assert_close(fired, spikes, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.skipif(host.GENERATION == 1, reason="0.0.0.0.14 has no stochastic surrogate")
