@@ -12,20 +12,22 @@ from ways_out import WAYS
 import sj_ext
 from sj_ext import host
 from sj_ext.layer import TemporalReversible
-from sj_ext.neuron import IMPLIFNode, MultiLevelFiringNode, TurnOnNode
+from sj_ext.neuron import IMPIFNode, IMPLIFNode, MultiLevelFiringNode, TurnOnNode
 
 HELD = [name for name, contract in nodes.PLUGIN.items() if contract.potential]
 
 
 def network(step_mode):
     layer = host.layer
+    # the host's nodes of 0.0.0.0.14 start from x.data, which torch.export cannot follow
+    last = IMPIFNode if host.GENERATION == 1 else host.neuron.LIFNode
     net = nn.Sequential(
         layer.Linear(6, 8, step_mode=step_mode),
         IMPLIFNode(step_mode=step_mode),
         layer.Linear(8, 8, step_mode=step_mode),
         MultiLevelFiringNode(step_mode=step_mode, thresholds=(0.2, 0.5)),
         TurnOnNode(decay_shape="channel", step_mode=step_mode),
-        host.neuron.LIFNode(step_mode=step_mode),
+        last(step_mode=step_mode),
     )
     return net.eval()
 
