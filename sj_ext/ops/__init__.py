@@ -1,1 +1,1 @@
-"""Operators: bit packing and the turn-on neuron's sequence, a folder or module each."""
+"""Operators, a folder or module each: bits, windows, the turn-on neuron; cuda launches kernels."""

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from sj_ext.ops import cuda
 from sj_ext.ops.turn_on import launch as cuda_launch
 from sj_ext.ops.turn_on import naive
 
@@ -136,7 +137,7 @@ def host_launch(host_kernel):
     """In place of ``launch``: the kernel on the host, run over the whole grid."""
 
     def launch(variant, name, blocks, device, *arguments):
-        run = host_kernel(cuda_launch.source(variant), cuda_launch.options(variant), name)
-        run(blocks, [cuda_launch._argument(value) for value in arguments])
+        run = host_kernel(*cuda_launch.program(variant), name)
+        run(blocks, [cuda.argument(value) for value in arguments])
 
     return launch

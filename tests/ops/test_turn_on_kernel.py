@@ -11,6 +11,7 @@ import torch
 from nvrtc import ARCHITECTURES, compile_for
 
 from sj_ext import host
+from sj_ext.ops import cuda
 from sj_ext.ops.turn_on import launch as cuda_launch
 from sj_ext.ops.turn_on import naive, op
 from sj_ext.ops.turn_on.launch import DTYPES, Variant
@@ -27,7 +28,7 @@ def test_every_variant_compiles_to_machine_code(architecture, dtype, aligned, bl
     forms = [("", False), ("", True), (SPIKE_CODE, False)]
     for code, closed in forms if block == 256 else forms[:1]:
         variant = Variant(dtype, aligned, block, code, closed)
-        options = (*cuda_launch.options(variant), "--ptxas-options=-v")
+        options = (*cuda_launch.program(variant).options, "--ptxas-options=-v")
         machine_code, report = compile_for(architecture, cuda_launch.source(variant), *options)
         assert machine_code.startswith(b"\x7fELF")
         for name in (b"turn_on_forward", b"turn_on_backward"):
@@ -279,19 +280,17 @@ def test_the_launch_hands_cupy_what_the_kernel_takes(monkeypatch, reference, hos
     streams = SimpleNamespace()
     if cupy_14:
         streams.from_external = lambda stream: Context("stream", stream.cuda_stream)
-    cuda = SimpleNamespace(
+    namespace = SimpleNamespace(
         Stream=streams,
         ExternalStream=lambda address, device: Context("stream", address),
         Device=lambda index: Context("device", index),
     )
-    monkeypatch.setattr(
-        cuda_launch, "_cupy", lambda: SimpleNamespace(RawModule=RawModule, cuda=cuda)
-    )
+    monkeypatch.setattr(cuda, "_cupy", lambda: SimpleNamespace(RawModule=RawModule, cuda=namespace))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
-    cuda_launch._kernel.cache_clear()
+    cuda._kernel.cache_clear()
     case = reference.random_case((5, 3, 4, 7), [0.3, -0.5, 0.7, 1.1])
     outputs, gradients = run(case)
-    cuda_launch._kernel.cache_clear()
+    cuda._kernel.cache_clear()
     assert_spikes(outputs, case)
     reference.assert_gradients(gradients, case, False, rtol=1e-6)
     assert entered[0] == ("device", None) and entered.count("left") == len(entered) // 2
@@ -327,9 +326,9 @@ def test_a_kernel_that_does_not_compile_says_so_and_is_tried_again(
         ),
     )
     stream = SimpleNamespace(cuda_stream=0)
-    monkeypatch.setattr(cuda_launch, "_cupy", lambda: cupy)
+    monkeypatch.setattr(cuda, "_cupy", lambda: cupy)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
-    cuda_launch._kernel.cache_clear()
+    cuda._kernel.cache_clear()
     case = reference.random_case((5, 3, 4, 7), [0.3, -0.5, 0.7, 1.1])
     before = {name: x.clone() for name, x in case.items() if isinstance(x, torch.Tensor)}
     with pytest.raises(
@@ -341,6 +340,6 @@ def test_a_kernel_that_does_not_compile_says_so_and_is_tried_again(
     assert all(torch.equal(case[name], x) for name, x in before.items())
     RawModule.works = True
     outputs, gradients = run(case)
-    cuda_launch._kernel.cache_clear()
+    cuda._kernel.cache_clear()
     assert_spikes(outputs, case)
     reference.assert_gradients(gradients, case, False, rtol=1e-6)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sj_ext.neuron import TurnOnNode
+from sj_ext.ops import cuda
 from sj_ext.ops.turn_on import launch as cuda_launch
 from sj_ext.ops.turn_on import naive, op
 from sj_ext.surrogate import DSpike, Rect
@@ -194,7 +195,7 @@ def test_a_launch_without_cupy_says_so(monkeypatch):
         return real_import(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", no_cupy)
-    cuda_launch._cupy.cache_clear()
+    cuda._cupy.cache_clear()
     variant = cuda_launch.Variant.of(torch.float32, 8)
     with pytest.raises(RuntimeError, match="needs CuPy, which cannot be imported"):
         cuda_launch.launch(variant, "turn_on_forward", 1, torch.device("cuda", 0))

@@ -7,6 +7,8 @@
 //   KIND     0 float32, 1 float16, 2 bfloat16: x, the spikes and their gradients; all else is float32
 //   ALIGNED  1 if every row of x starts on a 16-byte boundary
 //   BLOCK    threads per block, a power of two
+//   COLUMNS  neurons that a thread carries
+//   SEGMENT  steps whose potentials a thread holds where a surrogate needs them
 //   CLOSED   1 if both ends of a rectangular window are inside
 //
 // and with SURROGATE_CODE replaced by the statements of a surrogate that is no rectangular window.
@@ -18,7 +20,6 @@ typedef float scalar;
 typedef unsigned short scalar;
 #endif
 
-#define COLUMNS 8
 #if !ALIGNED
 #define GROUP 1
 #elif KIND == 0
@@ -30,8 +31,6 @@ typedef unsigned short scalar;
 // hide the memory's latency, few enough registers for two blocks of 256 threads on a multiprocessor.
 #define AHEAD 4
 #define AHEAD_BACK 2
-// Steps whose potentials a thread holds where a surrogate needs them.
-#define SEGMENT 8
 
 typedef long long Index;
 

@@ -1,7 +1,4 @@
-"""How ``kernel.cu`` is compiled and launched: the one module that knows CuPy.
-
-The kernels run on PyTorch's current stream of the tensors' device, in memory of its allocator.
-"""
+"""The variants of ``kernel.cu``, and what each is compiled with."""
 
 from __future__ import annotations
 
@@ -9,10 +6,11 @@ import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy
 import torch
 
-__all__ = ["DTYPES", "Variant", "launch", "options", "source"]
+from .. import cuda
+
+__all__ = ["COLUMNS", "DTYPES", "SEGMENT", "Variant", "launch", "program", "source"]
 
 #: dtypes of the input, in the order of KIND in kernel.cu
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -62,76 +60,25 @@ def source(variant: Variant) -> str:
     return text.replace("    SURROGATE_CODE\n", f"    {variant.surrogate}\n")
 
 
-def options(variant: Variant) -> tuple[str, ...]:
-    """Compiler options of a variant."""
-    defines = {
+@functools.cache
+def program(variant: Variant) -> cuda.Program:
+    """What is compiled for a variant."""
+    defines: dict[str, int | None] = {
         "KIND": DTYPES.index(variant.dtype),
         "ALIGNED": int(variant.aligned),
         "BLOCK": variant.block,
         "CLOSED": int(variant.closed),
+        "COLUMNS": COLUMNS,
+        "SEGMENT": SEGMENT,
     }
-    rectangular = () if variant.surrogate else ("-DRECTANGULAR",)
-    return ("-std=c++17", *(f"-D{name}={value}" for name, value in defines.items()), *rectangular)
+    rectangular: dict[str, int | None] = {} if variant.surrogate else {"RECTANGULAR": None}
+    return cuda.Program.of(source(variant), defines | rectangular)
 
 
 def launch(variant: Variant, name: str, blocks: int, device: torch.device, *arguments: Any) -> None:
-    """Run a kernel of ``kernel.cu``.
-
-    Args:
-        variant: what to compile, once per device.
-        name: the kernel.
-        blocks: size of the grid.
-        device: a CUDA device.
-        *arguments: tensors or None for pointers, int for 64-bit integers, float for float32.
+    """Run a kernel of ``kernel.cu`` on its arguments, as :func:`sj_ext.ops.cuda.launch` takes them.
 
     Raises:
         RuntimeError: CuPy is missing, or cannot compile the kernel here.
     """
-    cupy = _cupy()
-    with cupy.cuda.Device(device.index), _stream(cupy, device):
-        kernel = _kernel(variant, name, device.index)
-        kernel((blocks,), (variant.block,), tuple(_argument(value) for value in arguments))
-
-
-def _stream(cupy: Any, device: torch.device) -> Any:
-    """PyTorch's current stream of the device, as CuPy's."""
-    stream = torch.cuda.current_stream(device)
-    if hasattr(cupy.cuda.Stream, "from_external") and hasattr(stream, "__cuda_stream__"):
-        return cupy.cuda.Stream.from_external(stream)
-    return cupy.cuda.ExternalStream(stream.cuda_stream, device.index)  # CuPy before 14
-
-
-def _argument(value: torch.Tensor | float | None) -> numpy.generic:
-    if value is None:
-        return numpy.uint64(0)
-    if isinstance(value, torch.Tensor):
-        return numpy.uint64(value.data_ptr())
-    return numpy.float32(value) if isinstance(value, float) else numpy.int64(value)
-
-
-@functools.cache
-def _kernel(variant: Variant, name: str, device_index: int) -> Any:
-    cupy = _cupy()
-    try:
-        module = cupy.RawModule(code=source(variant), options=options(variant), backend="nvrtc")
-        return module.get_function(name)
-    except Exception as error:
-        reason = next(iter(str(error).strip().splitlines()), "no message")
-        raise RuntimeError(
-            f"backend='cupy': CuPy {getattr(cupy, '__version__', '?')} could not compile "
-            f"{name} for cuda:{device_index} ({type(error).__name__}: {reason}). Install the CuPy "
-            "that is built for this CUDA driver (cupy-cuda12x or cupy-cuda13x), or use "
-            "backend='torch'"
-        ) from error
-
-
-@functools.cache
-def _cupy() -> Any:
-    try:
-        import cupy  # type: ignore[import-not-found,unused-ignore]
-    except ImportError as error:
-        raise RuntimeError(
-            f"backend='cupy' needs CuPy, which cannot be imported ({error}): install cupy-cuda12x "
-            "or cupy-cuda13x, or use backend='torch'"
-        ) from error
-    return cupy
+    cuda.launch(program(variant), name, blocks, variant.block, device, *arguments)
