@@ -37,6 +37,7 @@ MODULES = (
     "sj_ext.layer",
     "sj_ext.layer.attention",
     "sj_ext.loss",
+    "sj_ext.memory",
     "sj_ext.model",
     "sj_ext.model.revsnn",
     "sj_ext.model.transformer",
