@@ -24,6 +24,7 @@ from . import (
 )
 from ._version import __version__
 from .explicit_state import ExplicitState
+from .materialization import materialize
 from .parameters import no_weight_decay, parameter_groups
 from .registration import register, registered, unregister
 from .swap import swap_neurons
@@ -40,6 +41,7 @@ __all__ = [
     "functional",
     "layer",
     "loss",
+    "materialize",
     "memory",
     "model",
     "neuron",

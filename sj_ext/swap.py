@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from . import host
+from . import checks, host
+from .materialization import materialize
 from .neuron import LearnableInitialPotential, with_learnable_imp
 from .parameters import answer_no_weight_decay
 
 __all__ = ["swap_neurons"]
+
+#: dictionaries of a module in which the swap itself looks
+_OF_MODULES = ("_modules", "_parameters", "_buffers")
 
 _HOOKS = (
     "_backward_hooks",
@@ -27,7 +33,13 @@ _HOOKS = (
 )
 
 
-def swap_neurons(module: nn.Module, mapping: Mapping[type, type], **overrides: Any) -> int:
+def swap_neurons(
+    module: nn.Module,
+    mapping: Mapping[type, type],
+    *,
+    example_input: Any = None,
+    **overrides: Any,
+) -> int:
     """Replace neurons of exactly the mapped classes, in place, anywhere below ``module``.
 
     A new neuron keeps the old one's hyper-parameters (all of them if it is the same neuron with a
@@ -41,6 +53,8 @@ def swap_neurons(module: nn.Module, mapping: Mapping[type, type], **overrides: A
         module: the network; it may not be one of the neurons itself.
         mapping: old class to new class, for example ``{neuron.LIFNode: IMPLIFNode}``. Subclasses of
             an old class are left alone.
+        example_input: a batch as the network takes it, or a tuple of its inputs: the sizes of the
+            new parameters are then fixed at once, by :func:`sj_ext.materialize`.
         **overrides: arguments for the new neurons' constructors, over what is kept.
 
     Returns:
@@ -50,7 +64,12 @@ def swap_neurons(module: nn.Module, mapping: Mapping[type, type], **overrides: A
         TypeError: a key that is not a module class, a value that is not a neuron class, or an
             override that a new class does not take.
         ValueError: nothing was replaced, or ``module`` itself is a neuron to be replaced.
+
+    Warns:
+        UserWarning: a plain list, tuple, dict or attribute of a module still holds a replaced
+            neuron, or an optimizer was built before the swap and lacks the new parameters.
     """
+    checks.module("module", module)
     _check_mapping(mapping, overrides)
     if type(module) in mapping:
         raise ValueError(
@@ -76,10 +95,58 @@ def swap_neurons(module: nn.Module, mapping: Mapping[type, type], **overrides: A
             f"{', '.join(present) or 'none'}"
         )
     answer_no_weight_decay(module)
+    _warn_of_left_references(module, swapped)
+    if example_input is not None:
+        inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+        materialize(module, *inputs)
+    _warn_of_optimizers(module, swapped)
     return len(swapped)
 
 
+def _warn_of_left_references(module: nn.Module, swapped: Mapping[nn.Module, nn.Module]) -> None:
+    """Say where a replaced neuron is still held: what uses it there runs a neuron of its own."""
+    old = {id(node) for node in swapped}
+    for name, part in module.named_modules():
+        for attribute, value in vars(part).items():
+            if attribute in _OF_MODULES or not _holds(value, old):
+                continue
+            where = f"{name}.{attribute}" if name else attribute
+            warnings.warn(
+                f"swap_neurons: the attribute {where} ({type(value).__name__}) still holds neurons "
+                "that were replaced; fill it anew from the modules, or make it an nn.ModuleList",
+                stacklevel=3,
+            )
+
+
+def _holds(value: object, old: set[int]) -> bool:
+    if isinstance(value, list | tuple | set | frozenset):
+        return any(_holds(item, old) for item in value)
+    if isinstance(value, dict):
+        return any(_holds(item, old) for item in value.values())
+    return isinstance(value, nn.Module) and id(value) in old
+
+
+def _warn_of_optimizers(module: nn.Module, swapped: Mapping[nn.Module, nn.Module]) -> None:
+    """Say that an optimizer that trains this network does not train what the swap has added."""
+    mine = {id(parameter) for parameter in module.parameters()}
+    new = {id(parameter) for node in swapped.values() for parameter in node.parameters()}
+    for candidate in gc.get_objects():
+        if not issubclass(type(candidate), torch.optim.Optimizer):
+            continue
+        groups = getattr(candidate, "param_groups", ())
+        held = {id(parameter) for group in groups for parameter in group["params"]}
+        if held & mine and new - held:
+            warnings.warn(
+                f"swap_neurons: a {type(candidate).__name__} that was built before the swap lacks "
+                f"{len(new - held)} parameters of the new neurons: build it after the swap, or "
+                "give them to its add_param_group",
+                stacklevel=3,
+            )
+
+
 def _check_mapping(mapping: Mapping[type, type], overrides: dict[str, Any]) -> None:
+    if not isinstance(mapping, Mapping):
+        raise TypeError(f"mapping must be a mapping of old class to new class, got {mapping!r}")
     for old, new in mapping.items():
         if not (isinstance(old, type) and issubclass(old, nn.Module)):
             raise TypeError(f"mapping: a key must be a module class, got {old!r}")

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ..recomputation import Recomputable, may_run_again, state_of
 from .backend import BackendContract
 
 __all__ = ["PureNode", "States"]
@@ -14,7 +15,7 @@ __all__ = ["PureNode", "States"]
 States = tuple[Any, ...]
 
 
-class PureNode(BackendContract):
+class PureNode(Recomputable, BackendContract):
     """What a neuron of this package defines: pure functions over explicit states."""
 
     #: NIRTorch looks for this: what NIR has no node for is named, and not traced into
@@ -56,6 +57,13 @@ class PureNode(BackendContract):
         for name, value in zip(self.state_names, states, strict=True):
             self._memories[name] = value
 
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        run = self.single_step_forward if self.step_mode == "s" else self.multi_step_forward
+        if self._cut is None and not may_run_again():
+            return run(x)
+        with state_of(self):
+            return run(x)
+
     def single_step_forward(self, x: torch.Tensor) -> torch.Tensor:
         self.check_backend(x)
         spike, states = self.step(x, self._states((x,), "s"))
@@ -63,6 +71,8 @@ class PureNode(BackendContract):
         return spike
 
     def multi_step_forward(self, x_seq: torch.Tensor) -> torch.Tensor:
+        if not x_seq.dim():
+            raise ValueError("the input must be [T, N, *] in step mode 'm', got shape []")
         self.check_backend(x_seq)
         spike_seq, states, v_seq = self.sequence(
             x_seq, self._states((x_seq,), "m"), self.store_v_seq

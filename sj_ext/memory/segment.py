@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..recomputation import replaying
 from .kinds import Step
 from .neurons import (
     Looker,
@@ -211,6 +212,7 @@ class Segment:
                 memories = vars(step.module).get("_memories", {})
                 memories.update(dict.fromkeys(memories, Spent()))
 
+    @replaying()  # from the state that is on record
     def again(
         self, x: torch.Tensor, start: int, stop: int, part: int, records: Records
     ) -> torch.Tensor:

@@ -22,10 +22,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedParameter
 
 from .. import checks, host
-from .lazy import LazyParametersInCheckpoints, is_lazy
+from ..recomputation import Recomputable, may_run_again, state_of
+from .lazy import LazyParameter, LazyParametersInCheckpoints, is_lazy, made_for_training
 
 __all__ = ["OWN_KEYWORDS", "LearnableInitialPotential"]
 
@@ -33,7 +33,7 @@ __all__ = ["OWN_KEYWORDS", "LearnableInitialPotential"]
 _SHAPES = ("layer", "channel", "spatial", "neuron")
 
 
-class LearnableInitialPotential(LazyParametersInCheckpoints, host.HostBackend):
+class LearnableInitialPotential(LazyParametersInCheckpoints, Recomputable, host.HostBackend):
     r"""Mixin that starts a host neuron from :math:`V[0] = \mathrm{squash}(\theta)`.
 
     Args:
@@ -121,7 +121,7 @@ class LearnableInitialPotential(LazyParametersInCheckpoints, host.HostBackend):
             raise ValueError(
                 "channel_axis must be an axis of [N, *] besides the batch axis 0, got 0"
             )
-        self.theta = UninitializedParameter()
+        self.theta = LazyParameter("theta")
         known = (1,) if self.imp_shape == "layer" else self.imp_shape
         if not isinstance(known, str):
             self._make_theta(known)
@@ -138,15 +138,25 @@ class LearnableInitialPotential(LazyParametersInCheckpoints, host.HostBackend):
             self._make_theta(self._theta_shape(x), x.device)
         self._check_shape(x)
         v = self.theta if self.imp_squash is None else self.imp_squash(self.theta)
+        if not x.dim() and v.numel() == 1:
+            v = v.reshape(())
         return v.to(x).expand(x.shape).clone(memory_format=torch.contiguous_format)
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The host neuron's own forward, started from :meth:`initial_potential` after a reset."""
+        if self._cut is not None or may_run_again():
+            with state_of(self):
+                return self._started(x, *args, **kwargs)
+        return self._started(x, *args, **kwargs)
+
+    def _started(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        checks.floating(f"the input of {type(self).__name__}", x)
         self.check_backend(x)
         first = x if self.step_mode == "s" else _first_step(x)
         if not isinstance(self.v, torch.Tensor) and first is not None:
             self.v = self.initial_potential(first)
-        return super().forward(x, *args, **kwargs)
+        # past the mixin's own forward, whose duty is done
+        return super(Recomputable, self).forward(x, *args, **kwargs)
 
     def materialize_states(
         self, inputs: tuple[torch.Tensor, ...], states: host.States, step_mode: str
@@ -173,9 +183,9 @@ class LearnableInitialPotential(LazyParametersInCheckpoints, host.HostBackend):
         return v.shape[v.dim() - x.dim() :] == x.shape  # levels may stand before the batch
 
     def _make_theta(self, shape: Sequence[int], device: torch.device | None = None) -> None:
-        if is_lazy(self.theta):
-            self.theta.materialize(tuple(shape), device=device)
-        with torch.no_grad():
+        with made_for_training():
+            if is_lazy(self.theta):
+                self.theta.materialize(tuple(shape), device=device)
             self.theta.uniform_(*self.imp_init)
 
     def _theta_shape(self, x: torch.Tensor) -> tuple[int, ...]:
@@ -215,7 +225,7 @@ class LearnableInitialPotential(LazyParametersInCheckpoints, host.HostBackend):
                     f"imp_shape={self.imp_shape!r}: theta has shape {theta}, but an input of shape "
                     f"{tuple(x.shape)} in one step needs {wanted}"
                 )
-        fits = len(theta) <= x.dim() and all(
+        fits = (len(theta) <= x.dim() or theta == (1,)) and all(
             have in (1, want) for have, want in zip(theta[::-1], tuple(x.shape)[::-1], strict=False)
         )
         if not fits:

@@ -17,14 +17,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedParameter
 
 from .. import checks, host
 from ..ops.turn_on import op
 from ..ops.turn_on.naive import state_dtype
 from ..ops.turn_on.sequence import away_from_zero, turn_on
 from ..surrogate import Rect
-from .lazy import LazyParametersInCheckpoints, is_lazy
+from .lazy import LazyParameter, LazyParametersInCheckpoints, is_lazy, made_for_training
 
 __all__ = ["TurnOnNode"]
 
@@ -102,11 +101,14 @@ class TurnOnNode(LazyParametersInCheckpoints, host.FunctionalNode):
         self.store_v_seq = store_v_seq
         self.decay_shape = decay_shape
         self.min_decay = min_decay
-        self._decay_init = float(start[0])  # what a lazy decay is filled with
+        # what a lazy decay is filled with; a tensor on the meta device tells no value
+        self._decay_init = 0.5 if start.is_meta else float(start[0])
+        if not isinstance(decay, torch.Tensor):
+            start = start.to(torch.get_default_device())
         if not learnable_decay:  # one number stands for all channels as long as they are alike
             self.register_buffer("decay", start)
         elif decay_shape == "channel" and start.numel() == 1:
-            self.decay = UninitializedParameter()
+            self.decay = LazyParameter("decay")
         else:
             self.decay = nn.Parameter(start)
 
@@ -184,7 +186,9 @@ class TurnOnNode(LazyParametersInCheckpoints, host.FunctionalNode):
         return (v.to(dtype=state_dtype(x.dtype), device=x.device),)
 
     def extra_repr(self) -> str:
-        decay = f"{self.decay.item():.4g}" if self.decay_shape == "layer" else "per channel"
+        decay = "per channel"
+        if self.decay_shape == "layer":
+            decay = "meta" if self.decay.is_meta else f"{self.decay.item():.4g}"
         return (
             f"decay={decay}, learnable_decay={self.learnable_decay}, "
             f"v_threshold={self.v_threshold}, step_mode={self.step_mode}, backend={self.backend}"
@@ -211,8 +215,8 @@ class TurnOnNode(LazyParametersInCheckpoints, host.FunctionalNode):
         return self.effective_decay.view(-1, *[1] * (x_seq.dim() - 3))
 
     def _make_decay(self, channels: int, device: torch.device | None = None) -> None:
-        self.decay.materialize((channels,), device=device)  # type: ignore[attr-defined]
-        with torch.no_grad():
+        with made_for_training():
+            self.decay.materialize((channels,), device=device)  # type: ignore[attr-defined]
             self.decay.fill_(self._decay_init)
 
     def _make_parameter(self, name: str, shape: torch.Size) -> None:
@@ -234,8 +238,9 @@ def _check_floating(node: TurnOnNode, x: torch.Tensor) -> None:
 
 def _checked_decay(decay: Any, decay_shape: str, min_decay: float) -> torch.Tensor:
     """The decay to start from as a float32 vector of its own."""
+    own = not isinstance(decay, torch.Tensor)
     try:
-        given = torch.as_tensor(decay)
+        given = torch.as_tensor(decay, device="cpu") if own else decay
         kind = torch.bool if given.is_complex() else given.dtype
     except (TypeError, ValueError, RuntimeError):
         kind = torch.bool
@@ -252,10 +257,12 @@ def _checked_decay(decay: Any, decay_shape: str, min_decay: float) -> torch.Tens
             f"decay must be a number or one per channel, got shape {list(start.shape)}"
         )
     start = start.reshape(-1)
+    if start.is_meta:  # a size without values
+        return start
     if not torch.isfinite(start).all():
         raise ValueError(f"decay must be finite, got {decay!r}")
     # compared in float32, where a decay of min_decay itself may have been rounded
-    if (start == 0).any() or (start.abs() < torch.tensor(min_decay)).any():
+    if (start == 0).any() or (start.abs() < start.new_tensor(min_decay)).any():
         raise ValueError(
             f"decay must not be 0, nor smaller than min_decay={min_decay} in size, got {decay!r}"
         )

@@ -15,6 +15,7 @@ from torch.nn.utils.stateless import _reparametrize_module as swapped_tensors
 
 from ... import host
 from ...ops.layouts import Layout
+from ...recomputation import replaying
 from ..temporal_reversible.randomness import RandomState, Start
 
 __all__ = ["Fired", "Readers", "recorded", "replayed", "run_from_rest", "split", "without_trace"]
@@ -109,6 +110,7 @@ def without_trace(
     tensors = {name: buffer.clone() for name, buffer in part.named_buffers()}
     random = RandomState(device)
     with (
+        replaying(),
         random.started_from(random.get() if start is None else start),
         swapped_tensors(
             part, {**tensors, **(parameters or {})}, tie_weights=True, stack_weights=True

@@ -13,6 +13,7 @@ from torch._compile import _disable_dynamo
 from ... import checks, host
 from ...inference import gradient_wanted
 from ...ops.turn_on.sequence import away_from_zero
+from ...recomputation import Recomputable
 from ...surrogate import Rect
 from .arguments import check_batch, inputs_of, level_table
 from .dynamics import Call, roll_out
@@ -39,7 +40,7 @@ class _Levels(host.layer.StepModeContainer):
         raise NotImplementedError("the levels run one by one: call the TemporalReversible cell")
 
 
-class TemporalReversible(host.base.MemoryModule):
+class TemporalReversible(Recomputable, host.base.MemoryModule):
     r"""L levels of turn-on neurons with feedback, trained with memory that is flat in T.
 
     .. math::
@@ -258,6 +259,9 @@ class TemporalReversible(host.base.MemoryModule):
             if not decay.is_floating_point():
                 decay = nn.Parameter(decay.to(torch.get_default_dtype()))
         magnitude = decay.detach().abs()
+        if decay.is_meta:  # a size without values, unless a number was given
+            known = 1.0 if isinstance(value, torch.Tensor) else abs(value)
+            magnitude = torch.tensor(known, device="cpu")
         # What is below the least magnitude only by rounding to its dtype is not below.
         least = self.min_decay * (1 - torch.finfo(decay.dtype).eps)
         if decay.numel() == 0 or not bool(((magnitude >= least) & magnitude.isfinite()).all()):

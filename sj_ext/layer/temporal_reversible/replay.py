@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.amp.autocast_mode import is_autocast_available
 
+from ...recomputation import replaying
 from .dynamics import run_level
 from .fingerprints import Fingerprints, relative_differences
 from .recorder import Recorder
@@ -66,7 +67,7 @@ class Replay:
             states = start if isinstance(start, int) else [self._kept[i] for i in start]
             random = self._recorder.random.started_from(states)
         memories = self._stand_ins.memories_kept(call.module(span, level))
-        with torch.enable_grad(), memories, random:
+        with torch.enable_grad(), replaying(), memories, random:
             f = run_level(call, span, level, below, above)
         if f.shape != trace.shape:
             self._other_output(span, level, f"shape {list(f.shape)}")
