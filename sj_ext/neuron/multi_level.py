@@ -98,6 +98,7 @@ class MultiLevelFiringNode(host.FunctionalNode):
 
     def step(self, x: torch.Tensor, states: host.States) -> tuple[torch.Tensor, host.States]:
         """One step; see :func:`sj_ext.functional.multi_level_firing_step`."""
+        checks.floating(f"the input of {type(self).__name__}", x)
         spikes, v = multi_level_firing_step(
             x,
             states[0],

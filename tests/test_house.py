@@ -1,0 +1,167 @@
+"""The package's shape: no circle of imports, none that runs upward, short functions and files."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import sj_ext
+from sj_ext.neuron import TurnOnNode
+
+ROOT = Path(sj_ext.__file__).parent
+
+#: from the ground up: a module imports from its own line and from those above it
+LAYERS = (
+    ("_version", "checks", "recomputation", "when_imported"),
+    ("host",),
+    ("observe", "materialization"),
+    ("ops", "surrogate"),
+    ("functional",),
+    ("neuron", "loss"),
+    ("layer",),
+    ("analysis", "checkpoint", "parameters", "swap"),
+    ("model", "memory", "pruning", "ann2snn", "search"),
+    ("registration",),
+    ("__init__",),
+)
+
+#: what is known to reach over its line, and why
+REACHES: dict[tuple[str, str], str] = {}
+
+
+#: longer files, and why, where their own first lines do not say it
+LONG = {"pruning.pruner": "the pruner's steps, its state dict and its questions share one state"}
+
+
+def modules():
+    return {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in sorted(ROOT.rglob("*.py"))
+    }
+
+
+def imports(name, path):
+    """Modules of the package that a file imports when it is imported itself."""
+    package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+    if name == "__init__":
+        package = []
+    known = modules()
+    for node in _run_at_import(ast.parse(path.read_text())):
+        if not isinstance(node, ast.ImportFrom) or not node.level:
+            continue
+        base = package[: len(package) - node.level + 1]
+        base += node.module.split(".") if node.module else []
+        for alias in node.names:
+            full = ".".join([*base, alias.name])
+            target = full if full in known else ".".join(base) or "__init__"
+            if target != name:
+                yield target
+
+
+def _run_at_import(tree):
+    """Statements outside functions and outside ``if TYPE_CHECKING``."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        yield node
+        yield from _run_at_import(node)
+
+
+def test_no_circle_of_imports():
+    graph = {name: set(imports(name, path)) for name, path in modules().items()}
+    done, open_ = set(), []
+
+    def visit(name):
+        if name in open_:
+            circle = [*open_[open_.index(name) :], name]
+            # a package names its parts, and a part may name another part of the package
+            pytest.fail(" -> ".join(circle))
+        if name in done:
+            return
+        open_.append(name)
+        for other in sorted(graph.get(name, ())):
+            visit(other)
+        done.add(open_.pop())
+
+    for name in graph:
+        visit(name)
+
+
+def test_no_import_runs_upward():
+    place = {part: index for index, line in enumerate(LAYERS) for part in line}
+    wrong = []
+    for name, path in modules().items():
+        own = name.split(".")[0]
+        assert own in place, f"{own} has no place in LAYERS"
+        for other in imports(name, path):
+            theirs = other.split(".")[0]
+            if place[theirs] > place[own] and (own, theirs) not in REACHES:
+                wrong.append(f"{name} imports {other}")
+    assert not wrong, wrong
+
+
+def lines_of_code(function, source):
+    """Lines of the body, without docstring, comments and blank lines."""
+    body = function.body[1:] if ast.get_docstring(function) is not None else function.body
+    if not body:
+        return 0
+    first, last = body[0].lineno, function.end_lineno
+    return sum(
+        bool(line.strip()) and not line.strip().startswith("#") for line in source[first - 1 : last]
+    )
+
+
+def test_no_function_is_longer_than_60_lines_of_code():
+    wrong = []
+    for name, path in modules().items():
+        text = path.read_text()
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                count = lines_of_code(node, text.splitlines())
+                if count > 60:
+                    wrong.append(f"{name}.{node.name}: {count}")
+    assert not wrong, wrong
+
+
+def test_no_file_is_longer_than_450_lines_without_a_reason_at_its_top():
+    wrong = []
+    for name, path in modules().items():
+        text = path.read_text()
+        docstring = ast.get_docstring(ast.parse(text)) or ""
+        reason = name in LONG or "one file" in docstring.lower()
+        if len(text.splitlines()) > 450 and not reason:
+            wrong.append(f"{name}: {len(text.splitlines())}")
+    assert not wrong, wrong
+
+
+def deepest(call, until):
+    """Python frames of the package and the host from a public call down to the last one."""
+    found = []
+
+    def trace(frame, event, argument):
+        if event == "call" and until(frame):
+            depth, at = 0, frame
+            while at is not None:
+                where = at.f_code.co_filename
+                depth += "sj_ext" in where or "spikingjelly" in where
+                at = at.f_back
+            found.append(depth)
+
+    before = sys.getprofile()
+    sys.setprofile(trace)
+    try:
+        call()
+    finally:
+        sys.setprofile(before)
+    return max(found)
+
+
+def test_from_the_turn_on_node_to_its_arithmetic_are_at_most_7_frames():
+    node, x = TurnOnNode(step_mode="m"), torch.randn(3, 2, 4, requires_grad=True)
+    depth = deepest(lambda: node(x), lambda frame: frame.f_code.co_name == "_leaky_sum")
+    here = deepest(lambda: node.extra_repr(), lambda f: f.f_code.co_name == "extra_repr")
+    assert here <= 2 and depth <= 7
