@@ -28,7 +28,7 @@ def save_checkpoint(state: Mapping[str, Any], path: str | os.PathLike[str]) -> N
         path: the file; its folder must exist.
 
     Raises:
-        TypeError: ``state`` is not a mapping.
+        TypeError: ``state`` is not a mapping, or holds what :func:`load_checkpoint` would refuse.
         OSError: the file cannot be written; the message names the reason and what is still there.
     """
     if not isinstance(state, Mapping):
@@ -40,6 +40,7 @@ def save_checkpoint(state: Mapping[str, Any], path: str | os.PathLike[str]) -> N
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
+        _check_readable(partial)
         os.replace(partial, path)
         _sync_folder(path.parent)
     except BaseException as error:
@@ -91,6 +92,18 @@ def load_checkpoint(
             f"{path} holds a {type(state).__name__}, not the dictionary that save_checkpoint wrote"
         )
     return state
+
+
+def _check_readable(path: Path) -> None:
+    """Raise if what was written would not be read again; its tensors are not read for that."""
+    try:
+        torch.load(path, map_location="meta", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        reason = next((line for line in str(error).splitlines() if "GLOBAL" in line), str(error))
+        raise TypeError(
+            "state must hold tensors, numbers, strings and collections of them, which are read "
+            f"without running code; load_checkpoint would refuse it ({reason.strip()})"
+        ) from error
 
 
 def _damage(file: BinaryIO) -> Exception | None:

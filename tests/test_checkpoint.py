@@ -230,3 +230,13 @@ def test_nothing_unpickles_or_evaluates():
     assert not found
     caught = "torch.load(f); numpy.load(f, allow_pickle=True); pickle.loads(b); eval(s)"
     assert len(list(suspicious(ast.parse(caught)))) == 4
+
+
+def test_what_could_not_be_read_again_is_not_written(tmp_path):
+    """A checkpoint that load_checkpoint refuses is found out when it is made, not when needed."""
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint({"a": torch.ones(2)}, path)
+    for foreign in (torch.nn.Linear(2, 2), tmp_path, {"x": [object]}):
+        with pytest.raises(TypeError, match="load_checkpoint would refuse it"):
+            save_checkpoint({"a": torch.ones(2), "foreign": foreign}, path)
+    assert load_checkpoint(path)["a"].tolist() == [1.0, 1.0] and list(tmp_path.iterdir()) == [path]
