@@ -14,14 +14,14 @@ ROOT = Path(sj_ext.__file__).parent
 
 #: from the ground up: a module imports from its own line and from those above it
 LAYERS = (
-    ("_version", "checks", "recomputation", "when_imported"),
+    ("_version", "checks", "inference", "recomputation", "when_imported"),
     ("host",),
     ("observe", "materialization"),
     ("ops", "surrogate"),
     ("functional",),
     ("neuron", "loss"),
     ("layer",),
-    ("analysis", "checkpoint", "parameters", "swap"),
+    ("analysis", "checkpoint", "explicit_state", "parameters", "swap"),
     ("model", "memory", "pruning", "ann2snn", "search"),
     ("registration",),
     ("__init__",),

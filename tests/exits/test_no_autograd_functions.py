@@ -7,8 +7,7 @@ import torch
 import sj_ext
 from sj_ext import host
 from sj_ext.layer import ScaledWSConv2d
-from sj_ext.model import TRevSNN
-from sj_ext.model.reparameterization import reparameterize
+from sj_ext.model import TRevSNN, reparameterize
 from sj_ext.surrogate import DSpike, Rect
 
 

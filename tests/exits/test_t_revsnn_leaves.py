@@ -6,8 +6,7 @@ import pytest
 import torch
 from ways_out import WAYS
 
-from sj_ext.model import TRevSNN
-from sj_ext.model.reparameterization import reparameterize
+from sj_ext.model import TRevSNN, reparameterize
 
 FORMS = {
     "trained": lambda net: net,
