@@ -32,7 +32,11 @@ REACHES: dict[tuple[str, str], str] = {}
 
 
 #: longer files, and why, where their own first lines do not say it
-LONG = {"pruning.pruner": "the pruner's steps, its state dict and its questions share one state"}
+LONG = {
+    "pruning.dependency": "one walk over a network's graph, with a rule for each kind of operation",
+    "pruning.masks": "two lines over: a mask, its gradient and its way into a layer",
+    "pruning.pruner": "the pruner's steps, its state dict and its questions share one state",
+}
 
 
 def modules():
