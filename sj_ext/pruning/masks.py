@@ -292,7 +292,8 @@ def hold_masks(model: nn.Module, masks: Mapping[str, torch.Tensor]) -> None:
     Args:
         model: any network.
         masks: per layer (its ``weight``) or parameter, by name, a boolean tensor in the shape of
-            the parameter, for example ``[out, in]``, that is True where a weight is kept; ``weight_mask`` of ``torch.nn.utils.prune`` is one after ``.bool()``.
+            the parameter, for example ``[out, in]``, that is True where a weight is
+            kept; ``weight_mask`` of ``torch.nn.utils.prune`` is one after ``.bool()``.
 
     Raises:
         TypeError: a mask is no boolean tensor.
