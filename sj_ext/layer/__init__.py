@@ -1,11 +1,13 @@
 """Layers: the temporally reversible cell, standardised convolutions, parts of transformers."""
 
 from . import attention, mixer
-from .attention import DSSA, SDSA1, SDSA3, SSA
+from .attention import DSSA, SDSA1, SDSA3, SSA, STSA, DISTAttention, LocalSSA
 from .conv_bn import ConvBN
 from .downsampling import Downsampling
 from .fuse import Fusable, fuse
 from .gwffn import GWFFN
+from .local_block import FiringConv, LocalBlock
+from .mixer import FrequencyMixer, LinearMixer
 from .mlp import SpikingMLP
 from .rep_conv import RepConv, RepConvBN
 from .residual import ResidualBlock
@@ -25,11 +27,18 @@ __all__ = [
     "SDSA1",
     "SDSA3",
     "SSA",
+    "STSA",
     "ConvBN",
     "ConvStem",
     "ConvTokenizer",
+    "DISTAttention",
     "Downsampling",
+    "FiringConv",
+    "FrequencyMixer",
     "Fusable",
+    "LinearMixer",
+    "LocalBlock",
+    "LocalSSA",
     "RepConv",
     "RepConvBN",
     "ResidualBlock",

@@ -16,7 +16,12 @@ from torch import nn
 
 #: beginnings of the recordings' names, and the module here that builds them
 FAMILIES: dict[str, tuple[str, ...]] = {
+    "autost": ("autost_",),
+    "readings": ("dista_", "fwmixer_"),
     "revsnn": ("revsnn_",),
+    "sglformer": ("sglformer_",),
+    "sts": ("sts_",),
+    "swformer": ("swformer_",),
     "spikingformer": ("spikingformer_", "cml_model_spikingformer", "cml_tokenizer"),
     "meta_spikeformer": ("sdtv2_",),
     "spikeformer": ("ct_",),

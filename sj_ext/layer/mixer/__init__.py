@@ -1,3 +1,6 @@
 """Token mixers that take an attention's place: one idea a file."""
 
-__all__: list[str] = []
+from .frequency import FrequencyMixer
+from .linear import LinearMixer
+
+__all__ = ["FrequencyMixer", "LinearMixer"]
