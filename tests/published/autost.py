@@ -27,5 +27,5 @@ def build(stem, config, state):
     part = SSA(config["dim"], config["num_heads"], neuron, qkv_bias=True)
     tensors = loaded_part(part, state, autost.NAMES, "block.0.attn.", "body.0.attn.")
     # [T, N, L, C] there
-    whole = Rearranged(part, lambda x: x.mT.unsqueeze(-1), lambda y: y.squeeze(-1).mT)
+    whole = Rearranged(part, lambda x: x.mT.unsqueeze(-2), lambda y: y.squeeze(-2).mT)
     return whole, tensors
