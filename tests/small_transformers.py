@@ -8,11 +8,17 @@ from torch import nn
 
 from sj_ext import host
 from sj_ext.model.transformer import (
+    attention_free,
+    autost,
+    dista,
     meta_spikeformer,
+    sglformer,
     spikeformer,
     spikformer,
     spiking_resformer,
     spikingformer,
+    sts,
+    swformer,
 )
 
 
@@ -25,6 +31,8 @@ class Small:
     shape: tuple[int, ...] = (3, 16, 16)
     #: whether it also runs step by step
     single_step: bool = True
+    #: whether it has norms behind something else than a convolution, which nothing can take in
+    keeps_norms: bool = False
 
     def net(self, **changes) -> nn.Module:
         """One whose normalisations have seen a batch, and whose neurons fire."""
@@ -67,8 +75,40 @@ _resformer = {
     "group_size": 4,
 }
 
+_unheaded = {name: value for name, value in _small.items() if name != "num_heads"}
+_deep = _small | {"depth": 3}
+
 #: by the method's name
 MODELS: dict[str, Small] = {
+    "attention_free": Small(
+        partial(attention_free.attention_free_spikformer, transform="combo", **_unheaded),
+        keeps_norms=True,
+    ),
+    "autost": Small(
+        partial(autost.autost, num_classes=5, T=3, dim=16, num_heads=(2, 4), mlp_ratios=(2, 1))
+    ),
+    "dista": Small(
+        partial(dista.dista, denoise=1, **_small),
+        keeps_norms=True,
+    ),
+    "sglformer": Small(
+        partial(sglformer.sglformer, image_size=16, **_small), single_step=False, keeps_norms=True
+    ),
+    "sglformer_imagenet": Small(partial(sglformer.sglformer_imagenet, **_deep), (3, 32, 32)),
+    "sts": Small(
+        partial(sts.sts_transformer, image_size=32, in_channels=3, **_small | {"T": 4}), (3, 32, 32)
+    ),
+    "swformer": Small(
+        partial(swformer.swformer, blocks=2, **_unheaded),
+        keeps_norms=True,
+    ),
+    "swformer_events": Small(
+        partial(
+            swformer.swformer, blocks=2, events=True, firing_head=True, patch_size=16, **_unheaded
+        ),
+        (3, 32, 32),
+        keeps_norms=True,
+    ),
     "spikeformer": Small(
         partial(
             spikeformer.spikeformer,

@@ -609,16 +609,45 @@ METHODS = (
             ),
         ),
     ),
-    *(
-        Method("transformers", title)
-        for title in (
-            "spatio-temporal self-attention with relative bias (STS-Transformer)",
-            "intrinsic plasticity and denoising (DISTA)",
-            "frequency-aware token mixer (SWformer)",
-            "global-local fusion (SGLFormer)",
-            "Fourier and wavelet mixers",
-            "AutoST",
-        )
+    Method(
+        "transformers",
+        "spatio-temporal self-attention with relative bias (STS-Transformer)",
+        (
+            _transformer(
+                "sts.sts_transformer", side=32, image_size=32, dim=16, depth=1, in_channels=3
+            ),
+        ),
+    ),
+    Method(
+        "transformers",
+        "intrinsic plasticity and denoising (DISTA)",
+        (_transformer("dista.dista", dim=16, depth=1, num_heads=2),),
+        note="a reading of the paper: no program is public",
+    ),
+    Method(
+        "transformers",
+        "frequency-aware token mixer (SWformer)",
+        (_transformer("swformer.swformer", dim=16, depth=1),),
+    ),
+    Method(
+        "transformers",
+        "global-local fusion (SGLFormer)",
+        (
+            _transformer("sglformer.sglformer", image_size=16, dim=16, num_heads=2),
+            _transformer("sglformer.sglformer_imagenet", side=32, dim=16, num_heads=2, depth=3),
+        ),
+    ),
+    Method(
+        "transformers",
+        "Fourier and wavelet mixers",
+        (_transformer("attention_free.attention_free_spikformer", dim=16, depth=1),),
+        note="a reading of the papers: no program is public",
+    ),
+    Method(
+        "transformers",
+        "AutoST",
+        (_transformer("autost.autost", dim=16, num_heads=(2,), mlp_ratios=(2,)),),
+        note="its search is `search.autost` and `search.score.autost_score`",
     ),
     Method(
         "compression",

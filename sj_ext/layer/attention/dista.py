@@ -38,6 +38,8 @@ class WindowedConvBN(host.base.MemoryModule):
         ValueError: a size is below 1.
     """
 
+    past: list[torch.Tensor] | None
+
     def __init__(self, channels: int, window: int = 1):
         super().__init__()
         checks.integer("channels", channels, at_least=1)

@@ -40,6 +40,9 @@ class TemporalProduct(host.base.MemoryModule):
             another size.
     """
 
+    keys: list[torch.Tensor] | None
+    values: list[torch.Tensor] | None
+
     def __init__(self, num_heads: int, steps: int, height: int, width: int, scale: float = 0.125):
         super().__init__()
         self.num_heads = checks.integer("num_heads", num_heads, at_least=1)
@@ -75,7 +78,8 @@ class TemporalProduct(host.base.MemoryModule):
             raise ValueError(
                 f"T must be at most the {self.steps} steps that the bias is for, got {len(keys)}"
             )
-        queries, total = self._heads(q), 0.0
+        queries = self._heads(q)
+        total = torch.zeros_like(queries.mT)
         for lag, (k, v) in enumerate(zip(reversed(keys), reversed(values), strict=True)):
             attention = queries.mT @ self._heads(k) + self.bias(lag)  # [N, heads, L, L]
             total = total + attention @ self._heads(v).mT
@@ -87,9 +91,9 @@ class TemporalProduct(host.base.MemoryModule):
         rows = torch.arange(self.height, device=device).repeat_interleave(self.width)
         columns = torch.arange(self.width, device=device).repeat(self.height)
         across, along = 2 * self.height - 1, 2 * self.width - 1
-        index = (lag + self.steps - 1) * across * along
-        index = index + (rows[:, None] - rows + self.height - 1) * along
-        index = index + (columns[:, None] - columns + self.width - 1)
+        down = (rows[:, None] - rows + self.height - 1) * along
+        index = down + (columns[:, None] - columns + self.width - 1)
+        index = index + (lag + self.steps - 1) * across * along
         return self.table[index].movedim(-1, 0)
 
     def _heads(self, z: torch.Tensor) -> torch.Tensor:
@@ -112,8 +116,8 @@ class STSA(nn.Module):
         height, width: of the map.
         spiking_neuron: makes the neurons, see :mod:`sj_ext.layer.spiking`.
         scale: c.
-        published_layout: read the input as the public program does, which takes its memory, laid out
-            as ``[T, N, C, H, W]``, for ``[N, C, T, H, W]``: channels, steps and samples change
+        published_layout: read the input as the public program does, which takes its memory, laid
+            out as ``[T, N, C, H, W]``, for ``[N, C, T, H, W]``: channels, steps and samples change
             places before the projection. Only for weights that were trained so.
 
     Shapes:

@@ -199,7 +199,7 @@ def sglformer(
                 dim, num_heads, spiking_neuron, shortcut="spike", proj_bias=False
             )
             parts[f"mlp{i}"] = SpikingMLP(dim, hidden, spiking_neuron, shortcut="spike", bias=False)
-        return ResidualBlock(**parts)
+        return ResidualBlock(**parts)  # type: ignore[arg-type]
 
     tokens = (image_size // stem.stride) ** 2
     model = SpikingTransformer(
@@ -264,7 +264,9 @@ def sglformer_imagenet(
         )
         for _ in range(depth - 2)
     ]
-    body = OrderedDict(local=nn.Sequential(local), blocks=nn.Sequential(*blocks))
+    body: OrderedDict[str, nn.Module] = OrderedDict(
+        local=nn.Sequential(local), blocks=nn.Sequential(*blocks)
+    )
     model = SpikingTransformer(
         stem,
         nn.Sequential(body),
