@@ -87,15 +87,15 @@ def test_attention_over_time_against_the_whole_matrix():
 
 
 def test_fewer_steps_use_the_same_bias():
-    attention, x = stsa(), torch.rand(4, 2, 8, 2, 3).round()
+    attention, x = stsa().double(), torch.rand(4, 2, 8, 2, 3).round().double()
     whole = attention(x)
     host.functional.reset_net(attention)
     assert torch.equal(attention(x[:2]), whole[:2])
     assert not any(name.endswith("index") for name, _ in attention.named_buffers())
     with pytest.raises(ValueError, match="T must be at most the 4 steps"):
-        attention(torch.rand(5, 2, 8, 2, 3))
+        attention(torch.rand(5, 2, 8, 2, 3).double())
     with pytest.raises(ValueError, match="height and width"):
-        attention(torch.rand(4, 2, 8, 3, 3))
+        attention(torch.rand(4, 2, 8, 3, 3).double())
 
 
 def test_samples_mix_in_the_published_layout_only():
