@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from sj_ext import host, search
+from sj_ext import ann2snn, host, search
 
 BOTH, NEW, OLD, OURS = (1, 2), (2,), (1,), "sj_ext"
 T = 4
@@ -131,6 +131,38 @@ def _convert_transformer(recipe_class):
     model = nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 3)).eval()
     converted = Converter(recipe=recipe_class(time_steps=T)).convert(model)
     return _run_converted(converted, torch.rand(2, 5, 6))
+
+
+def _ours(preset, **arguments):
+    return _run_by_ours(_cnn().eval(), preset(_calibration(), **arguments))
+
+
+def _ours_with_bounds(preset):
+    net = _cnn()
+    ann2snn.replace_activations(net, nn.ReLU, lambda: ann2snn.QuantizedClip(2.0, T))
+    return _run_by_ours(net.eval(), preset())
+
+
+def _run_by_ours(net, recipe):
+    return _run_converted(ann2snn.convert(net, recipe), torch.rand(2, 1, 6, 6))
+
+
+def _labelled() -> list:
+    return [(torch.rand(4, 1, 6, 6), torch.tensor([0, 1, 2, 0])) for _ in range(2)]
+
+
+def _proxy(part_class):
+    recipe = ann2snn.ComposedRecipe(_labelled(), calibrations=[part_class()], T=T)
+    return _run_by_ours(_cnn().eval(), recipe)
+
+
+def _tandem(train):
+    converted = train(_cnn().eval(), _labelled(), _labelled(), T, patience=1, max_epochs=1)
+    return _run_converted(converted, torch.rand(2, 1, 6, 6))
+
+
+def _half(node_class):
+    return torch.stack([node_class()(torch.rand(2, 5))])
 
 
 def _qcfs(encoder_class):
@@ -291,8 +323,11 @@ METHODS = (
     Method(
         "conversion",
         "clip-floor-shift activations (QCFS)",
-        (Name("ann2snn.SignedQCFSSequenceEncoder", NEW, _qcfs),),
-        "the encoder of a sequence; no recipe that trains a QCFS network",
+        (
+            Name("ann2snn.presets.qcfs", OURS, _ours_with_bounds),
+            Name("ann2snn.SignedQCFSSequenceEncoder", NEW, _qcfs),
+        ),
+        "ours: trained with `QuantizedClip.qcfs(levels)`; 2.x: the encoder of a sequence only",
     ),
     Method(
         "conversion",
@@ -304,19 +339,76 @@ METHODS = (
         "spatio-temporal approximation of Transformers (STA)",
         (Name("ann2snn.STATransformerRecipe", NEW, _convert_transformer),),
     ),
-    *(
-        Method("conversion", title)
-        for title in (
-            "dynamic threshold balancing at run time (Spike-Norm)",
-            "threshold scaling by fan-in and fan-out",
-            "signed spikes for negative activations (Spiking-YOLO)",
-            "truncated ReLU (ReLU1, ReLU2) with shift",
-            "layer-wise calibration of weights and potentials",
-            "optimised initial potential for conversion",
-            "residual-potential-aware fine-tuning",
-            "signed IF with layer-wise fine-tuning (Fast-SNN)",
-            "progressive tandem learning",
-        )
+    Method(
+        "conversion",
+        "thresholds from the currents met at run time (Spike-Norm)",
+        (Name("ann2snn.presets.spike_norm", OURS, partial(_ours, T=8)),),
+    ),
+    Method(
+        "conversion",
+        "run-time thresholds scaled, soft reset (RMP)",
+        (Name("ann2snn.presets.rmp", OURS, partial(_ours, T=8)),),
+        "of the same authors' coding by two spikes (TSC) there is none",
+    ),
+    Method(
+        "conversion",
+        "signed spikes for negative activations, thresholds per channel (Spiking-YOLO)",
+        (Name("ann2snn.presets.spiking_yolo", OURS, _ours),),
+    ),
+    Method(
+        "conversion",
+        "truncated ReLU (ReLU1, ReLU2) with shift",
+        (Name("ann2snn.presets.optimal_shift", OURS, partial(_ours, T=T)),),
+        "trained with `QuantizedClip.relu1()`, `.relu2()`",
+    ),
+    Method(
+        "conversion",
+        "layer-wise calibration of biases, potentials and weights",
+        (
+            Name("ann2snn.presets.calibration_light", OURS, partial(_ours, T=T)),
+            Name("ann2snn.presets.calibration_advanced", OURS, partial(_ours, T=T)),
+        ),
+    ),
+    Method(
+        "conversion",
+        "optimised initial potential for conversion",
+        (
+            Name("ann2snn.presets.optimal_potential", OURS, _ours),
+            Name("neuron.HalfThresholdIFNode", NEW, _half),
+        ),
+        "2.x: half the threshold, in `RateCodingRecipe(channel_wise=True, half_threshold=True)`; "
+        "ours also per layer, per neuron, calibrated and learned",
+    ),
+    Method(
+        "conversion",
+        "residual-potential-aware fine-tuning (clamp and quantise)",
+        (Name("ann2snn.presets.cq", OURS, _ours_with_bounds),),
+        "trained with `QuantizedClip.cq(levels)`",
+    ),
+    Method(
+        "conversion",
+        "signed IF with layer-wise fine-tuning (Fast-SNN)",
+        (
+            Name("ann2snn.presets.fast_snn", OURS, _ours_with_bounds),
+            Name("ann2snn.calibrate.ProxyFineTuning", OURS, _proxy),
+        ),
+        "trained with `QuantizedClip.bits(bits)`",
+    ),
+    Method(
+        "conversion",
+        "progressive tandem learning",
+        (Name("ann2snn.progressive_tandem", OURS, _tandem),),
+    ),
+    Method(
+        "conversion",
+        "residual networks with compensated rates",
+        (Name("ann2snn.presets.residual_compensation", OURS, partial(_ours, T=T)),),
+        "the gain as this package reads the text; the public program has none",
+    ),
+    Method(
+        "conversion",
+        "per channel, half, counted negative spikes and calibrated potentials together",
+        (Name("ann2snn.presets.low_latency", OURS, partial(_ours, T=T)),),
     ),
     Method(
         "direct training",

@@ -32,6 +32,11 @@ logger = logging.getLogger(__name__)
 MODULES = (
     "sj_ext",
     "sj_ext.analysis",
+    "sj_ext.ann2snn",
+    "sj_ext.ann2snn.activation",
+    "sj_ext.ann2snn.calibrate",
+    "sj_ext.ann2snn.presets",
+    "sj_ext.ann2snn.threshold",
     "sj_ext.checkpoint",
     "sj_ext.functional",
     "sj_ext.layer",

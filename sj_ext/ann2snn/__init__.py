@@ -6,30 +6,37 @@
 
 from __future__ import annotations
 
-from . import activation, calibrate, neuron, presets, threshold, train
+from . import activation, calibrate, neuron, presets, threshold
 from .activation import QuantizedClip
+from .fold import fold_scales
 from .neuron import ConversionIFNode
 from .recipe import ComposedRecipe, convert
 from .refine import refine
 from .replace import Replacements, replace_activations
 from .report import LayerReport, Report, evaluate, report
+from .site import CountMaxPool, Scaler, SpikingSite
+from .tandem import progressive_tandem
 
 __all__ = [
     "ComposedRecipe",
     "ConversionIFNode",
+    "CountMaxPool",
     "LayerReport",
     "QuantizedClip",
     "Replacements",
     "Report",
+    "Scaler",
+    "SpikingSite",
     "activation",
     "calibrate",
     "convert",
     "evaluate",
+    "fold_scales",
     "neuron",
     "presets",
+    "progressive_tandem",
     "refine",
     "replace_activations",
     "report",
     "threshold",
-    "train",
 ]

@@ -109,6 +109,7 @@ def prepare(
         graph = copy.deepcopy(trace(net, leaf_modules, concrete_args)).eval()
     _refuse_neurons(graph)
     _as_layers_of_torch(graph)
+    _drop_assertions(graph)
     _drop_dropout(graph)
     _fold_norms(graph)
     _own_activations(graph)
@@ -246,6 +247,14 @@ def _as_layers_of_torch(graph: fx.GraphModule) -> None:
                 f"of torch; give a network of torch's layers"
             )
         module.__class__ = twin
+
+
+def _drop_assertions(graph: fx.GraphModule) -> None:
+    """Take out what tracing put in to check fixed arguments."""
+    for node in list(graph.graph.nodes):
+        if node.target is torch._assert:
+            graph.graph.erase_node(node)
+    graph.graph.eliminate_dead_code()
 
 
 def _drop_dropout(graph: fx.GraphModule) -> None:

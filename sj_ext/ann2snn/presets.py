@@ -11,16 +11,16 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import checks
-from .calibrate import Bias, Potential, RateGain
+from .calibrate import Bias, Potential, ProxyFineTuning, RateGain, Weights
 from .recipe import ComposedRecipe
 from .threshold import Bound, Maximum, MeanSquare, Percentile, RunTime
-from .train import ProxyFineTuning, Weights
 
 __all__ = [
     "calibration_advanced",
     "calibration_light",
     "cq",
     "fast_snn",
+    "low_latency",
     "optimal_potential",
     "optimal_shift",
     "qcfs",
@@ -194,6 +194,34 @@ def calibration_advanced(
     return _recipe(calibration, defaults, options)
 
 
+def low_latency(calibration: Any, T: int, **options: Any) -> ComposedRecipe:
+    """Parts that the papers used apart, for few steps and without training: this package's own.
+
+    Thresholds per channel of least square error for ``T`` rounded steps, neurons that start from
+    half of them, counted negative spikes, and initial potentials corrected per neuron.
+
+    Args:
+        calibration: data, as :class:`~sj_ext.ann2snn.ComposedRecipe` takes them.
+        T: number of steps that it is simulated for.
+        **options: of the recipe; ``calibrations=[Potential("channel")]`` leaves the resolution
+            free.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        ValueError: an argument out of range.
+    """
+    defaults = {
+        "threshold": MeanSquare(T, per="channel", shift=0.5),
+        "v_init": 0.5,
+        "negative": "counted",
+        "calibrations": [Potential()],
+        "T": T,
+    }
+    return _recipe(calibration, defaults, options)
+
+
 def optimal_potential(
     calibration: Any = None, q: float | None = 99.9, **options: Any
 ) -> ComposedRecipe:
@@ -220,6 +248,9 @@ def optimal_potential(
 def cq(calibration: Any = None, **options: Any) -> ComposedRecipe:
     """Clamp and quantise: bounds as thresholds, from 0; for ``QuantizedClip.cq(levels)``.
 
+    As in the published program the thresholds are 0.9999 times the bounds, since a sum that equals
+    the threshold must fire.
+
     Args:
         calibration: not needed.
         **options: of the recipe.
@@ -232,7 +263,7 @@ def cq(calibration: Any = None, **options: Any) -> ComposedRecipe:
 
     Source: Yan et al., "Near Lossless Transfer Learning for Spiking Neural Networks", AAAI 2021.
     """
-    return _recipe(calibration, {"threshold": Bound(), "v_init": 0.0}, options)
+    return _recipe(calibration, {"threshold": Bound(0.9999), "v_init": 0.0}, options)
 
 
 def fast_snn(

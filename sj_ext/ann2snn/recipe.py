@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from .. import checks, host
-from .calibrate import Calibration
+from .corrections import Calibration
 from .data import Batches
 from .graph import activation_nodes, evaluating, free_name, prepare, put_submodule
 from .neuron import ConversionIFNode, checked_negative
@@ -98,6 +98,8 @@ class ComposedRecipe(host.ConversionRecipe):
             raise ValueError(f"v_init must be a number or 'learn', got {v_init!r}")
         if negative not in ("leaky", "ignore"):
             negative = checked_negative(negative)
+        if isinstance(calibration, Iterator):  # it could be gone through once only
+            calibration = list(calibration)
         self.calibration, self.v_init, self.shift_T = calibration, v_init, shift_T
         self.negative, self.reset = negative, reset
         self.surrogate_function = surrogate_function
@@ -272,7 +274,8 @@ def convert(
     recipe.validate(template)
     with torch.no_grad():
         graph = recipe._checked(prepare(net, leaf_modules, concrete_args))
-        _check_folded(net, graph, recipe._data(template.device))
+        fixed = dict(concrete_args or {})
+        _check_folded(net, graph, recipe._data(template.device), fixed)
         graph = recipe.calibrate(template, recipe.insert_observers(template, graph))
         snn = recipe.finalize(template, recipe.replace(template, graph))
     assert isinstance(snn, fx.GraphModule)
@@ -301,14 +304,16 @@ class _Shell(nn.Module):
         return y
 
 
-def _check_folded(net: nn.Module, graph: fx.GraphModule, data: Batches | None) -> None:
+def _check_folded(
+    net: nn.Module, graph: fx.GraphModule, data: Batches | None, fixed: dict[str, Any]
+) -> None:
     """Raise if the prepared network is not the network, for example by a norm over another axis."""
     if data is None:
         return
     x = next(iter(data.inputs()))[:2]
     try:
         with evaluating(net):
-            wanted, found = net(x), graph(x)
+            wanted, found = net(x, **fixed), graph(x, **fixed)
     except RuntimeError as error:
         raise ValueError(
             f"calibration: an input of shape {tuple(x.shape)} and {x.dtype} does not run through "

@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 
 from .. import host
-from .calibrate import Calibration
+from .corrections import Calibration
 from .data import Batches
 from .graph import activation_nodes, free_name, modules_called, prepare, put_submodule
 from .neuron import ConversionIFNode

@@ -213,10 +213,11 @@ class StepGraph:
         return self.graph.call_module(f"{self.place}.{what}", (value, self.steps))
 
     def _enter(self) -> fx.Node:
-        inputs = [node for node in self.graph.nodes if node.op == "placeholder"]
+        placeholders = [node for node in self.graph.nodes if node.op == "placeholder"]
+        inputs = [node for node in placeholders if node.users]  # not fixed arguments
         if not inputs:
             raise ValueError("net takes no input")
-        last = inputs[-1]
+        last = placeholders[-1]
         with self.graph.inserting_after(last):
             steps = self.graph.call_module(f"{self.place}.count", (inputs[0],))
         self.steps = steps

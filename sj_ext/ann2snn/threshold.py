@@ -18,7 +18,7 @@ from .data import Batches
 from .graph import activation_nodes
 from .observe import sites, watch_activations, watch_steps
 
-__all__ = ["Bound", "Maximum", "MeanSquare", "Percentile", "RunTime", "Threshold"]
+__all__ = ["Bound", "Fixed", "Maximum", "MeanSquare", "Percentile", "RunTime", "Threshold"]
 
 PER = ("layer", "channel", "neuron")
 #: smallest threshold, in units of the activation; the host's per-channel rule has the same
@@ -203,14 +203,20 @@ class MeanSquare(Threshold):
 class Bound(Threshold):
     """The bound of the activation itself: of QuantizedClip, ReLU6 or Hardtanh; needs no data.
 
+    Args:
+        scale: factor on all bounds; a little below 1 lets a sum fire that equals the threshold but
+            for rounding.
+
     Raises:
-        ValueError: (at the conversion) an activation without a bound.
+        TypeError: ``scale`` is no number.
+        ValueError: ``scale`` outside (0, 1]; at the conversion, an activation without a bound.
     """
 
     needs_data = False
 
-    def __init__(self) -> None:
+    def __init__(self, scale: float = 1.0) -> None:
         super().__init__("layer")
+        self.scale = checks.number("scale", scale, above=0, at_most=1)
 
     def measure(self, ann: fx.GraphModule, data: Batches | None) -> dict[str, torch.Tensor]:
         """The bounds; see :meth:`Threshold.measure`."""
@@ -226,7 +232,35 @@ class Bound(Threshold):
             )
         if not 0 < bound < math.inf:
             raise ValueError(f"threshold: the bound of {name!r} must be above 0, got {bound}")
-        return torch.tensor([bound], dtype=torch.float64)
+        return torch.tensor([self.scale * bound], dtype=torch.float64)
+
+
+class Fixed(Threshold):
+    """Thresholds that are known, by the name of the activation; needs no data.
+
+    Args:
+        thresholds: a tensor for each activation that broadcasts to ``[N, *]`` from the right, as
+            ``report`` names them.
+
+    Raises:
+        ValueError: (at the conversion) an activation that is not named, as in another network.
+    """
+
+    needs_data = False
+
+    def __init__(self, thresholds: Mapping[str, torch.Tensor]):
+        super().__init__("layer")
+        self.thresholds = dict(thresholds)
+
+    def measure(self, ann: fx.GraphModule, data: Batches | None) -> dict[str, torch.Tensor]:
+        """The thresholds as they were given; see :meth:`Threshold.measure`."""
+        missing = [name for name in activation_nodes(ann) if name not in self.thresholds]
+        if missing:
+            raise ValueError(
+                f"threshold: Fixed() has no threshold for {missing[0]!r}; it has those of "
+                f"{', '.join(self.thresholds) or 'no layer'}, so it was made for another network"
+            )
+        return {name: self.thresholds[name] for name in activation_nodes(ann)}
 
 
 class RunTime(Threshold):

@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from .. import checks
-from .calibrate import Calibration
+from .corrections import Calibration
 from .data import Batches
 from .graph import ADDITIONS
 from .observe import mean_at, sites, watch_activations

@@ -203,6 +203,76 @@ def method(stem, recorded, folder):
     return None
 
 
+class Replay:
+    """A recording that has trained weights: they are put into a network of this package's parts."""
+
+    def __init__(self, folder, stem):
+        self.folder, self.recorded = folder, folder.load(stem)
+        self.tandem = stem.startswith("r09")
+        self.steps = int(stem.rsplit("_T", 1)[1])
+        self.problems, self.figures = [], []
+
+    def check(self, most):
+        run = self.tandem_logits if self.tandem else self.calibrated_logits
+        found = run(self.folder.test[:8].double()).numpy()
+        off = np.abs(found - self.recorded["logits"]).max()
+        self.figures.append(f"logits T={self.steps} {off:.1e} (recorded in float32)")
+        if not off < 1e-4:
+            self.problems.append(f"logits differ by {off:.2g}")
+        if "acc" in self.recorded:
+            output = torch.cat([run(x) for x in self.folder.test.double().split(100)])
+            accuracy = 100 * float((output.argmax(1) == self.folder.labels).double().mean())
+            off = abs(accuracy - float(self.recorded["acc"]))
+            self.figures.append(f"accuracy {off:.1f} points")
+            if not off <= POINTS + 1e-9:
+                self.problems.append(f"accuracy is {accuracy:.1f}, off by {off:.1f}")
+
+    def calibrated_logits(self, x):
+        """Calibrated weights, thresholds and initial potentials, with the half-step current."""
+        state, names = self.folder.load("ann_relu"), self.folder.names()
+        specs = {spec["name"]: spec for spec in self.folder.arch["layers"]}
+        for name in names:
+            number = specs[name]["weights"]
+            state[f"W{number}"] = self.recorded[f"W_{name}"].reshape(state[f"W{number}"].shape)
+        net = self.folder.network("ann_relu", _relu, state=state)
+        recipe = ann2snn.ComposedRecipe(
+            threshold=threshold.Fixed(
+                {f"acts.{n}": torch.tensor(self.recorded[f"theta_{n}"]) for n in names}
+            ),
+            v_init=0.0,
+            shift_T=self.steps,
+            T=self.steps,
+        )
+        snn = ann2snn.convert(net, recipe)
+        for name, site in sites(snn).items():
+            v0 = torch.tensor(self.recorded[f"v0_{name.removeprefix('acts.')}"]).double()[0]
+            v0 = v0.flatten() if v0.shape[1:].numel() == 1 else v0
+            site.if_node.v_init = v0 / site.threshold
+        return Case.run(snn, x, (self.steps,))[self.steps]
+
+    def tandem_logits(self, x):
+        """Counts handed on as they are, the image at the first step, norms without eps."""
+        state = {}
+        last = max(int(k[1:]) for k in self.recorded if re.fullmatch(r"W\d+", k))
+        for k in range(last):
+            gamma, beta, mean, var = (torch.tensor(v).double() for v in self.recorded[f"bn{k}"])
+            weight, bias = (torch.tensor(self.recorded[f"{w}{k}"]).double() for w in "Wb")
+            factor = gamma / var.sqrt()
+            state[f"W{k}"] = (weight * factor.view(-1, *[1] * (weight.dim() - 1))).numpy()
+            state[f"b{k}"] = (((bias - mean) * factor + beta) / self.steps).numpy()
+        for w in "Wb":
+            state[f"{w}{last}"] = self.recorded[f"{w}{last}"].astype(np.float64)
+        state[f"b{last}"] = state[f"b{last}"] / self.steps
+        thresholds = dict(zip(self.folder.names(), self.recorded["vth"].tolist(), strict=True))
+        net = self.folder.network(
+            "", lambda name: ann2snn.ConversionIFNode(thresholds[name]), state=state
+        )
+        with torch.no_grad():
+            outputs = [net(x if t == 0 else torch.zeros_like(x)) for t in range(self.steps)]
+        host.functional.reset_net(net)
+        return torch.stack(outputs).sum(0)
+
+
 class Case:
     """One recording."""
 
@@ -322,8 +392,10 @@ def main():
         for file in sorted(path.glob("*.npz")):
             if file.stem.startswith("ann_") or not fnmatch.fnmatch(file.stem, options.only):
                 continue
-            start, case = time.perf_counter(), Case(folder, file.stem)
-            if not case.known:
+            start = time.perf_counter()
+            replay = re.match(r"r09_ptl|r05_weights", file.stem)
+            case = (Replay if replay else Case)(folder, file.stem)
+            if not replay and not case.known:
                 case.problems.append("no method of this name is known")
             else:
                 case.check(options.steps)
