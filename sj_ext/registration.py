@@ -41,6 +41,8 @@ class Registration(NamedTuple):
 
 _registered: dict[tuple[str, str], tuple[Registration, object]] = {}
 _waiting: list[WhenImported] = []
+#: modules of the host that were loaded by ours of the same name, which is not complete yet
+_unfinished: dict[str, ModuleType] = {}
 
 
 def register() -> list[Registration]:
@@ -100,7 +102,21 @@ def _ours(name: str) -> ModuleType | None:
 def _put_names_of(name: str, place: ModuleType) -> None:
     """Put the public names of our module ``name`` into a module of the host."""
     source = _ours(name)
-    for public in () if source is None else source.__all__:
+    if source is not None and getattr(source.__spec__, "_initializing", False):
+        _unfinished[name] = place  # ours asked for the host's on its own way in
+    elif source is not None:
+        _put_all_of(source, place)
+
+
+def finished(name: str) -> None:
+    """To be called at the end of a module of ours that loads the host's of the same name."""
+    place = _unfinished.pop(name, None)
+    if place is not None:
+        _put_all_of(sys.modules[f"{__package__}.{name}"], place)
+
+
+def _put_all_of(source: ModuleType, place: ModuleType) -> None:
+    for public in source.__all__:
         _put(place, public, getattr(source, public))
 
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from ..registration import finished
 from . import activation, calibrate, neuron, presets, threshold
 from .activation import QuantizedClip
 from .fold import fold_scales
@@ -40,3 +41,5 @@ __all__ = [
     "report",
     "threshold",
 ]
+
+finished("ann2snn")
