@@ -250,11 +250,15 @@ def _as_layers_of_torch(graph: fx.GraphModule) -> None:
 
 
 def _drop_assertions(graph: fx.GraphModule) -> None:
-    """Take out what tracing put in to check fixed arguments."""
+    """Take out what tracing put in to check fixed arguments, and those arguments."""
+    used = [node for node in graph.graph.nodes if node.op == "placeholder" and node.users]
     for node in list(graph.graph.nodes):
         if node.target is torch._assert:
             graph.graph.erase_node(node)
     graph.graph.eliminate_dead_code()
+    for node in used:
+        if not node.users:
+            graph.graph.erase_node(node)
 
 
 def _drop_dropout(graph: fx.GraphModule) -> None:

@@ -313,7 +313,7 @@ def _check_folded(
     x = next(iter(data.inputs()))[:2]
     try:
         with evaluating(net):
-            wanted, found = net(x, **fixed), graph(x, **fixed)
+            wanted, found = net(x, **fixed), graph(x)
     except RuntimeError as error:
         raise ValueError(
             f"calibration: an input of shape {tuple(x.shape)} and {x.dtype} does not run through "

@@ -258,4 +258,4 @@ def test_a_traced_graph_a_leaf_and_a_fixed_argument_are_accepted():
         convert(net, ComposedRecipe(x), leaf_modules=[Inner], concrete_args={"double": True})
     kept = ComposedRecipe(x, unsupported="keep")
     snn = convert(net, kept, leaf_modules=[Inner], concrete_args={"double": True})
-    assert snn(x, True).shape == (6, 5)
+    assert snn(x).shape == (6, 5)
