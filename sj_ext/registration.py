@@ -42,7 +42,6 @@ class Registration(NamedTuple):
 _registered: dict[tuple[str, str], tuple[Registration, object]] = {}
 _waiting: list[WhenImported] = []
 #: modules of the host that were loaded by ours of the same name, which is not complete yet
-_unfinished: dict[str, ModuleType] = {}
 
 
 def register() -> list[Registration]:
@@ -60,6 +59,9 @@ def register() -> list[Registration]:
         _put(sys.modules[HOST_ROOT], name, _ours(name))
     for name in ON_NETWORKS:
         _put(host.functional, name, getattr(sys.modules[__package__], name, None))
+    for name in INTO_WHEN_IMPORTED if _waiting else ():
+        if f"{HOST_ROOT}.{name}" in sys.modules:
+            _put_names_of(name, sys.modules[f"{HOST_ROOT}.{name}"])
     if not _waiting:
         for name in INTO_WHEN_IMPORTED:
             then = partial(_put_names_of, name)
@@ -102,21 +104,8 @@ def _ours(name: str) -> ModuleType | None:
 def _put_names_of(name: str, place: ModuleType) -> None:
     """Put the public names of our module ``name`` into a module of the host."""
     source = _ours(name)
-    if source is not None and getattr(source.__spec__, "_initializing", False):
-        _unfinished[name] = place  # ours asked for the host's on its own way in
-    elif source is not None:
-        _put_all_of(source, place)
-
-
-def finished(name: str) -> None:
-    """To be called at the end of a module of ours that loads the host's of the same name."""
-    place = _unfinished.pop(name, None)
-    if place is not None:
-        _put_all_of(sys.modules[f"{__package__}.{name}"], place)
-
-
-def _put_all_of(source: ModuleType, place: ModuleType) -> None:
-    for public in source.__all__:
+    # while our own module is being imported it has no names yet: it registers them at its end
+    for public in getattr(source, "__all__", ()):
         _put(place, public, getattr(source, public))
 
 

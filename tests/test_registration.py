@@ -207,3 +207,16 @@ def test_a_source_tree_between_the_generations_is_told_by_what_it_lacks_or_has_t
         with pytest.raises(RuntimeError, match=has) as raised:
             generation_of("2.0.0.dev1", kind)
         assert "source tree" in str(raised.value) and "2.0.0.dev1" in str(raised.value)
+
+
+@pytest.mark.parametrize("first", ["sj_ext.ann2snn", f"{HOST}.ann2snn"])
+def test_the_converters_names_are_there_whichever_module_is_imported_first(first):
+    code = f"""
+import importlib, sj_ext
+importlib.import_module({first!r})
+from spikingjelly.activation_based import ann2snn
+assert ann2snn.convert is sj_ext.ann2snn.convert
+print("same")
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True)
+    assert done.stdout.strip() == b"same", done.stderr.decode()

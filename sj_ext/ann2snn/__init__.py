@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from ..registration import finished
+import sys
+
 from . import activation, calibrate, neuron, presets, threshold
 from .activation import QuantizedClip
 from .fold import fold_scales
@@ -42,4 +43,5 @@ __all__ = [
     "threshold",
 ]
 
-finished("ann2snn")
+if "sj_ext.registration" in sys.modules:  # imported before the host's module of this name
+    sys.modules["sj_ext.registration"].register()
