@@ -94,6 +94,7 @@ def test_fewer_steps_use_the_same_bias():
     assert not any(name.endswith("index") for name, _ in attention.named_buffers())
     with pytest.raises(ValueError, match="T must be at most the 4 steps"):
         attention(torch.rand(5, 2, 8, 2, 3).double())
+    host.functional.reset_net(attention)
     with pytest.raises(ValueError, match="height and width"):
         attention(torch.rand(4, 2, 8, 3, 3).double())
 
