@@ -16,7 +16,7 @@ import itertools
 from ... import checks
 from ..space.autost import Candidate
 
-__all__ = ["Candidate", "operations", "parameters"]
+__all__ = ["operations", "parameters"]
 
 
 def parameters(candidate: Candidate, *, num_classes: int = 100, in_channels: int = 3) -> int:
