@@ -12,7 +12,10 @@ BUILD := docs/_build
 TRANSLATED := docs/index.md docs/install.md docs/start.md $(wildcard docs/tutorials/*.md)
 PYTEST := $(PY) -W ignore::DeprecationWarning -m pytest -q -rs -n $(JOBS) --dist loadfile $(COVERAGE)
 
-.PHONY: demo test test-2 test-14 coverage mutants lint docs catalogues examples dist clean
+# all recordings of public programs, where somebody has them beside the repository
+RECORDINGS ?= ../shared/ref
+
+.PHONY: demo test test-2 test-14 recordings coverage mutants lint docs catalogues examples dist clean
 
 demo: $(VENV)/installed
 	$(PY) -W ignore examples/demo.py
@@ -27,6 +30,11 @@ test-2: $(VENV)/installed
 
 test-14: $(VENV)/installed
 	PYTHONPATH=$(HOST14) $(PYTEST) $(TESTS)
+
+# Recordings of the public programs beside the repository, of which tests/ has the smallest ones.
+recordings: $(VENV)/installed
+	$(PY) tests/published/everything.py $(RECORDINGS)
+	PYTHONPATH=$(HOST14) $(PY) tests/published/everything.py $(RECORDINGS)
 
 # The tests of both generations together must reach nearly every line and branch.
 coverage: $(VENV)/installed
