@@ -95,6 +95,7 @@ def swap_neurons(
             f"{', '.join(present) or 'none'}"
         )
     answer_no_weight_decay(module)
+    host.structure_changed(module)  # 2.x remembers what there is to reset
     _warn_of_left_references(module, swapped)
     if example_input is not None:
         inputs = example_input if isinstance(example_input, tuple) else (example_input,)

@@ -228,3 +228,14 @@ def test_bad_mapping_is_named(mapping, overrides, error, words):
 def test_a_neuron_alone_cannot_be_swapped_in_place():
     with pytest.raises(ValueError, match="module itself"):
         sj_ext.swap_neurons(neuron.IFNode(), TO_IMP)
+
+
+def test_neurons_of_a_network_that_was_reset_before_are_reset_too():
+    net = nn.Sequential(nn.Linear(3, 3), host.neuron.LIFNode())
+    net(torch.ones(2, 3))
+    host.functional.reset_net(net)
+    old = net[1]  # somebody still holds it
+    sj_ext.swap_neurons(net, {host.neuron.LIFNode: IMPLIFNode})
+    net(torch.ones(2, 3))
+    host.functional.reset_net(net)
+    assert old is not net[1] and not isinstance(net[1].v, torch.Tensor)
