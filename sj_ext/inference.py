@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["fire", "gradient_wanted", "leaving", "tracing"]
+__all__ = ["fire", "gradient_wanted", "leaving", "refuse_transforms", "tracing"]
 
 #: where the surrogates are that are a Heaviside step in spiking mode; a user's may be another
 _SURROGATES = ("spikingjelly.activation_based.surrogate", "sj_ext.surrogate")
@@ -40,6 +40,17 @@ def leaving() -> bool:
     if torch.compiler.is_dynamo_compiling():  # where is_exporting is always true
         return False
     return tracing() or _is_exporting()
+
+
+def refuse_transforms(name: str) -> None:
+    """Raise where a transform of ``torch.func``, such as ``vmap``, runs what has no rule for it."""
+    if torch.compiler.is_dynamo_compiling():
+        return
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise RuntimeError(
+            f"{name} does not run under torch.vmap and the other transforms of torch.func: give it "
+            f"the whole batch instead"
+        )
 
 
 def gradient_wanted(*tensors: torch.Tensor | None) -> bool:

@@ -12,6 +12,7 @@ from sj_ext.neuron import (
     IMPLIFNode,
     IMPParametricLIFNode,
     MultiLevelFiringNode,
+    NegIFNode,
     ParametricLIAFNode,
     TurnOffNode,
     TurnOnNode,
@@ -78,6 +79,8 @@ class Contract:
     levels: tuple[int, ...] = ()
     #: whether it runs under ``torch.vmap`` where the host's nodes do (2.x)
     vmap: bool = False
+    #: whether its output is a potential, not spikes
+    graded: bool = False
 
 
 def _imp(node_class, **kwargs):
@@ -101,18 +104,22 @@ PLUGIN = {
     "imp QIFNode": Contract(_imp(_neuron.QIFNode), _neuron.QIFNode, vmap=True),
     "imp EIFNode": Contract(_imp(_neuron.EIFNode), _neuron.EIFNode, vmap=True),
     "imp TurnOnNode": Contract(_imp(TurnOnNode)),
-    "imp MultiLevelFiringNode": Contract(_imp(MultiLevelFiringNode), levels=(3,)),
-    "MultiLevelFiringNode": Contract(MultiLevelFiringNode, levels=(3,)),
+    "imp MultiLevelFiringNode": Contract(_imp(MultiLevelFiringNode), levels=(3,), vmap=True),
+    "MultiLevelFiringNode": Contract(MultiLevelFiringNode, levels=(3,), vmap=True),
     "MultiLevelFiringNode soft": Contract(
-        partial(MultiLevelFiringNode, v_reset=None, thresholds=(0.5, 1.0)), levels=(2,)
+        partial(MultiLevelFiringNode, v_reset=None, thresholds=(0.5, 1.0)), levels=(2,), vmap=True
     ),
-    "ParametricLIAFNode": Contract(ParametricLIAFNode),
+    "ParametricLIAFNode": Contract(ParametricLIAFNode, graded=True, vmap=True),
     "ParametricLIAFNode soft": Contract(
-        partial(ParametricLIAFNode, init_tau=1.5, v_reset=None, detach_reset=True)
+        partial(ParametricLIAFNode, init_tau=1.5, v_reset=None, detach_reset=True),
+        graded=True,
+        vmap=True,
     ),
+    "NegIFNode": Contract(NegIFNode, vmap=True),
+    "NegIFNode soft": Contract(partial(NegIFNode, v_reset=None, detach_reset=True), vmap=True),
     "TurnOffNode": Contract(TurnOffNode, potential=False, vmap=True),
     "TurnOffNode DSpike": Contract(
-        partial(TurnOffNode, surrogate_function=DSpike()), potential=False
+        partial(TurnOffNode, surrogate_function=DSpike()), potential=False, vmap=True
     ),
     "TurnOnNode": Contract(TurnOnNode),
     "TurnOnNode channel": Contract(partial(TurnOnNode, decay=0.8, decay_shape="channel")),

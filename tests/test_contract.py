@@ -181,7 +181,8 @@ def test_half_precision_fires_nearly_as_float32(contract):
     y_seq = node(x_seq)
     functional.reset_net(node)
     coarse = node.bfloat16()(x_seq.bfloat16())
-    assert (coarse.float() != y_seq).float().mean() < 0.1
+    tolerance = 0.05 if contract.graded else 0
+    assert ((coarse.float() - y_seq).abs() > tolerance).float().mean() < 0.1
 
 
 def test_shapes_on_the_meta_device(contract, step_mode):

@@ -9,7 +9,7 @@ import torch
 from spikingjelly.activation_based import neuron, surrogate
 
 from .backend import HostsChoice as HostBackend
-from .node import PureNode
+from .node import PureNode, States
 
 __all__ = ["FunctionalNode", "HostBackend", "SurrogateFunction"]
 
@@ -35,6 +35,15 @@ class FunctionalNode(PureNode, neuron.BaseNode):
             v_threshold, v_reset, surrogate_function, detach_reset, step_mode, store_v_seq
         )
         self.backend = backend
+
+    def materialize_states(
+        self, inputs: tuple[torch.Tensor, ...], states: States, step_mode: str
+    ) -> States:
+        """The host's; a sequence of no steps leaves the states as they are."""
+        if step_mode == "m" and not len(inputs[0]):
+            return states
+        found: States = super().materialize_states(inputs, states, step_mode)
+        return found
 
 
 class SurrogateFunction(surrogate.SurrogateFunctionBase):

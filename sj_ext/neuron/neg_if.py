@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from .. import checks, host
+from ..inference import fire
 
 __all__ = ["NegIFNode"]
 
@@ -70,9 +71,10 @@ class NegIFNode(host.FunctionalNode):
         self, x: torch.Tensor, states: tuple[Any, ...]
     ) -> tuple[torch.Tensor, tuple[Any, ...]]:
         """The signed spikes of one step, and the potential after it."""
+        checks.floating(f"the input of {type(self).__name__}", x)
         potential = states[0] + x
-        above = self.surrogate_function(potential - self.v_threshold)
-        below = self.surrogate_function(-(potential + self.neg_v_threshold + MARGIN))
+        above = fire(self.surrogate_function, potential - self.v_threshold)
+        below = fire(self.surrogate_function, -(potential + self.neg_v_threshold + MARGIN))
         spike = above - below
         up, down = (above.detach(), below.detach()) if self.detach_reset else (above, below)
         if self.v_reset is None:

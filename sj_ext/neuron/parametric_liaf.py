@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from .. import checks, host
+from ..inference import fire
 
 __all__ = ["ParametricLIAFNode"]
 
@@ -80,10 +81,11 @@ class ParametricLIAFNode(host.FunctionalNode):
     def step(
         self, x: torch.Tensor, states: tuple[torch.Tensor, ...]
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        checks.floating(f"the input of {type(self).__name__}", x)
         (v,) = states
         rest = 0.0 if self.v_reset is None else self.v_reset
         h = v + (x - (v - rest)) * self.w.sigmoid()
-        spike = self.surrogate_function(h - self.v_threshold)
+        spike = fire(self.surrogate_function, h - self.v_threshold)
         if self.detach_reset:
             spike = spike.detach()
         if self.v_reset is None:

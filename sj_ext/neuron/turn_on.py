@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from .. import checks, host
+from ..inference import refuse_transforms
 from ..ops.turn_on import op
 from ..ops.turn_on.naive import state_dtype
 from ..ops.turn_on.sequence import away_from_zero, turn_on
@@ -135,6 +136,7 @@ class TurnOnNode(LazyParametersInCheckpoints, host.FunctionalNode):
         self, x_seq: torch.Tensor, states: host.States, store_v_seq: bool
     ) -> tuple[torch.Tensor, host.States, torch.Tensor | None]:
         _check_floating(self, x_seq)
+        refuse_transforms(type(self).__name__)
         if not len(x_seq):
             none = x_seq.new_empty(x_seq.shape, dtype=state_dtype(x_seq.dtype))
             return torch.empty_like(x_seq), states, none if store_v_seq else None

@@ -39,7 +39,10 @@ def test_a_neuron_from_rest(name, way):
         outside = WAYS[way](copy.deepcopy(node), (example,))
         expected = answer(node, x)
         assert 0 < expected.mean() < nodes.PLUGIN[name].levels[0] if "Multi" in name else 1
-        assert torch.equal(outside(x), expected)
+        if nodes.PLUGIN[name].graded:  # an exponential is another library's there
+            torch.testing.assert_close(outside(x), expected)
+        else:
+            assert torch.equal(outside(x), expected)
 
 
 @pytest.mark.filterwarnings("ignore")

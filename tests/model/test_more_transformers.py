@@ -196,6 +196,7 @@ def test_a_sample_does_not_see_its_neighbours_unless_asked_to():
         spikes = torch.rand(3, 2, 16, 4, 4).round()
         y = attention(spikes)
         assert y.shape == spikes.shape
+        host.functional.reset_net(net)
     assert net(x).shape == (3, 2, 3)
     with pytest.raises(ValueError, match="all steps at once"):
         attention(spikes[0])

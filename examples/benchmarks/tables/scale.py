@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sj_ext.analysis import activation_memory
-from sj_ext.functional import loss as loss_module
+from sj_ext.functional import loss_inputs as loss_module
 from sj_ext.functional import tet_cross_entropy
 from sj_ext.layer import TemporalReversible
 from sj_ext.layer.temporal_reversible import randomness, recorder
