@@ -81,6 +81,8 @@ class Contract:
     vmap: bool = False
     #: whether its output is a potential, not spikes
     graded: bool = False
+    #: whether it fires below 0 too
+    signed: bool = False
 
 
 def _imp(node_class, **kwargs):
@@ -115,8 +117,10 @@ PLUGIN = {
         graded=True,
         vmap=True,
     ),
-    "NegIFNode": Contract(NegIFNode, vmap=True),
-    "NegIFNode soft": Contract(partial(NegIFNode, v_reset=None, detach_reset=True), vmap=True),
+    "NegIFNode": Contract(NegIFNode, vmap=True, signed=True),
+    "NegIFNode soft": Contract(
+        partial(NegIFNode, v_reset=None, detach_reset=True), vmap=True, signed=True
+    ),
     "TurnOffNode": Contract(TurnOffNode, potential=False, vmap=True),
     "TurnOffNode DSpike": Contract(
         partial(TurnOffNode, surrogate_function=DSpike()), potential=False, vmap=True
