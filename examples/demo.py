@@ -112,6 +112,7 @@ def initial_potentials(epochs, data, test, losses):
     run(turns, functional.tet_cross_entropy, "turn-off and turn-on, TET")
     net = convolutional_network(if_node(), if_node(), if_node())
     run(net, functional.sdt_cross_entropy, "IF, SDT")
+    functional.reset_net(net)  # potentials of the last batch cannot be copied
     imp = copy.deepcopy(net)
     count = sj_ext.swap_neurons(imp, {neuron.IFNode: neuron.IMPIFNode}, imp_shape="neuron")
     imp(next(iter(test))[0])  # the sizes of the potentials come from an input
