@@ -1,5 +1,7 @@
 """SpikingJelly 2.x: our neurons are functional nodes that its own tools know."""
 
+import gc
+
 import pytest
 import torch
 from spikingjelly.activation_based import base, memopt, op_counter
@@ -7,6 +9,14 @@ from torch import nn
 
 from sj_ext import host
 from sj_ext.neuron import IMPIFNode, IMPLIFNode, IMPParametricLIFNode, MultiLevelFiringNode
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled_before():
+    """PyTorch compiles one function for so many nodes only, and a pruner of before may watch."""
+    gc.collect()
+    torch._dynamo.reset()
+
 
 functional, layer, neuron = host.functional, host.layer, host.neuron
 MAKERS = {
