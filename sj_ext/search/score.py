@@ -20,7 +20,7 @@ Source: Kim et al., "Neural Architecture Search for Spiking Neural Networks", EC
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -28,7 +28,8 @@ from torch import nn
 
 from .. import checks, host
 from ..observe import watching
-from .network.autost import Candidate, operations
+from .network.autost import operations
+from .space.autost import Candidate
 
 __all__ = ["autost_score", "hamming", "pattern_kernel", "spike_patterns"]
 
@@ -158,18 +159,17 @@ def _untrained(model: nn.Module, reset: bool) -> Iterator[None]:
     """Training mode without dropout; modes and buffers go back to what they were."""
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    put_back: Callable[[], object] = lambda: host.functional.reset_net(model)  # noqa: E731
     try:
         model.train()
         for module in model.modules():
             if "dropout" in type(module).__name__.lower():
                 module.eval()
         if reset:
-            put_back()
+            host.functional.reset_net(model)
         yield
     finally:
         if reset:
-            put_back()
+            host.functional.reset_net(model)
         with torch.no_grad():
             for buffer, value in buffers:
                 buffer.copy_(value)

@@ -58,22 +58,22 @@ class Evaluations:
         self._evaluate = checks.function("evaluate", evaluate, "a function of an architecture")
         self._path = None if record is None else Path(record)
         self._values: dict[Architecture, float] = {}
-        self._order: list[Architecture] = []
+        self._asked: dict[Architecture, None] = {}  # in order
         self._written = self._read()
 
     def __call__(self, architecture: Architecture) -> float:
         """The value of an architecture of the space."""
-        if architecture not in self._values or architecture not in self._order:
+        if architecture not in self._asked:
             self._note(architecture)
         return self._values[architecture]
 
     def __contains__(self, architecture: Architecture) -> bool:
-        return architecture in self._order
+        return architecture in self._asked
 
     @property
     def history(self) -> tuple[tuple[Architecture, float], ...]:
         """What was asked for in this run, each once, in order."""
-        return tuple((architecture, self._values[architecture]) for architecture in self._order)
+        return tuple((architecture, self._values[architecture]) for architecture in self._asked)
 
     def found(self) -> Found:
         """The best of what was asked for.
@@ -81,9 +81,9 @@ class Evaluations:
         Raises:
             RuntimeError: nothing was.
         """
-        if not self._order:
+        if not self._asked:
             raise RuntimeError("nothing was evaluated")
-        best = max(self._order, key=self._values.__getitem__)
+        best = max(self._asked, key=self._values.__getitem__)
         return Found(best, self._values[best], self.history)
 
     def _note(self, architecture: Architecture) -> None:
@@ -91,7 +91,7 @@ class Evaluations:
             value = self._evaluate(self.space.valid(architecture))
             self._values[architecture] = checks.number("the value of evaluate", value)
             self._write()
-        self._order.append(architecture)
+        self._asked[architecture] = None
 
     def _read(self) -> str:
         if self._path is None or not self._path.exists():
