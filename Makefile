@@ -15,7 +15,8 @@ PYTEST := $(PY) -W ignore::DeprecationWarning -m pytest -q -rs -n $(JOBS) --dist
 # all recordings of public programs, where somebody has them beside the repository
 RECORDINGS ?= ../shared/ref
 
-.PHONY: demo test test-2 test-14 recordings coverage mutants lint docs catalogues examples dist clean
+.PHONY: demo test test-2 test-14 recordings coverage mutants lint docs catalogues front address \
+	examples dist clean
 
 demo: $(VENV)/installed
 	$(PY) -W ignore examples/demo.py
@@ -65,6 +66,17 @@ docs: $(VENV)/installed
 catalogues: $(VENV)/installed
 	$(SPHINX) -b gettext -d $(BUILD)/doctrees/gettext docs $(BUILD)/gettext $(TRANSLATED)
 	$(VENV)/bin/sphinx-intl update -p $(BUILD)/gettext -d docs/locale -l zh_CN --line-width=-1
+
+# The picture and the measured lines of README and results, from the committed records.
+front: $(VENV)/installed
+	$(PY) docs/front.py
+	$(PY) docs/check_translations.py --stamp
+
+# Where the repository is: make address OWNER=name
+address: $(VENV)/installed
+	sed -i 's|github\.com/[^/"]*/sj_ext|github.com/$(OWNER)/sj_ext|g; s|//[^/".]*\.github\.io/sj_ext|//$(OWNER).github.io/sj_ext|g' \
+		pyproject.toml README.md README.zh-CN.md CITATION.cff
+	$(PY) docs/check_translations.py --stamp
 
 # sdist and wheel: built, looked into, and the wheel run from a bare environment on both hosts.
 dist: $(VENV)/installed

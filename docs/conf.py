@@ -25,6 +25,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx-mathjax-offline",
     "chinese_search",
+    "link_names",
     "survey_table",
 ]
 source_suffix = {".md": "myst-nb"}

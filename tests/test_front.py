@@ -1,0 +1,59 @@
+"""The front door: README and what it leads to read without a build, and say what was measured."""
+
+import importlib.util
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+
+
+def front():
+    spec = importlib.util.spec_from_file_location("front", ROOT / "docs" / "front.py")
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+def linked(page):
+    """The files that a page links to, without anchors and addresses."""
+    links = re.findall(r"\]\(([^)\s#]+)[^)]*\)", page.read_text("utf-8"))
+    return [page.parent / link for link in links if "://" not in link]
+
+
+def test_the_figures_are_those_of_the_committed_records():
+    for path, wanted in front().pages().items():
+        assert path.read_text("utf-8") == wanted, f"{path.name}: run `make front`"
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda path: path.name)
+def test_a_repository_page_reads_without_a_build(readme):
+    pages = [readme, *linked(readme)]
+    assert len(pages) > 8
+    for page in pages:
+        assert page.exists(), page
+        if page.suffix == ".md":
+            built = re.findall(r"^(?:```|:::)\{.*|\{[\w:]+\}`.*", page.read_text("utf-8"), re.M)
+            assert built == [], f"{page.name} has what only a build shows"
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda path: path.name)
+def test_the_extras_can_be_installed(readme):
+    rows = re.findall(r"^\| (`\w+`(?:[,、] ?`\w+`)*) \|", readme.read_text("utf-8"), re.M)
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    extras = PROJECT["optional-dependencies"]
+    assert named == set(extras) - {"test", "docs", "dev"}
+    for command in re.findall(r'pip install "\.\[([\w,]+)\]"', readme.read_text("utf-8")):
+        assert set(command.split(",")) <= set(extras)
+
+
+def test_the_address_of_the_repository_is_one():
+    owner = re.fullmatch(r"https://github\.com/([^/]+)/sj_ext", PROJECT["urls"]["Repository"])[1]
+    for path in [*READMES, ROOT / "CITATION.cff", ROOT / "pyproject.toml"]:
+        text = path.read_text("utf-8")
+        found = re.findall(r"github\.com/([^/\"]+)/sj_ext|//([^/.\"]+)\.github\.io/sj_ext", text)
+        assert found and {a or b for a, b in found} == {owner}, path.name
