@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import masks
+from . import masks, sharding
 
 __all__ = ["restore", "take"]
 
@@ -26,11 +26,14 @@ def take(model: nn.Module, places: Places, score: float) -> dict[str, Any]:
     """
     ours = {id(getattr(module, name)) for module, name in places}
     rest = {
-        name: tensor.detach().clone()
+        name: sharding.local(tensor).detach().clone()
         for name, tensor in (*model.named_parameters(), *model.named_buffers())
         if id(tensor) not in ours
     }
-    kept = [getattr(m, name).detach()[masks.own_mask(m, name).mask] for m, name in places]
+    kept = []
+    for module, name in places:
+        weight, mask = _here(module, name)
+        kept.append(weight[mask])
     return {"score": score, "kept": kept, "rest": rest}
 
 
@@ -38,9 +41,17 @@ def take(model: nn.Module, places: Places, score: float) -> dict[str, Any]:
 def restore(model: nn.Module, places: Places, best: dict[str, Any]) -> None:
     """Put back what :func:`take` took, under the same masks."""
     for (module, name), kept in zip(places, best["kept"], strict=True):
-        weight = getattr(module, name).detach()
-        weight[masks.own_mask(module, name).mask] = kept.to(weight)
+        weight, mask = _here(module, name)
+        weight[mask] = kept.to(weight)
     named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name, tensor in best["rest"].items():
-        if name in named and named[name].shape == tensor.shape:
-            named[name].detach().copy_(tensor)
+        here = sharding.local(named[name]).detach() if name in named else None
+        if here is not None and here.shape == tensor.shape:
+            here.copy_(tensor)
+
+
+def _here(module: nn.Module, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """What this process holds of a parameter and of its mask."""
+    parameter = getattr(module, name)
+    mask = masks.own_mask(module, name).mask
+    return sharding.local(parameter).detach(), sharding.part_of(mask, parameter)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from .sharding import blank_mask
+
 __all__ = ["pack", "unpack"]
 
 
@@ -16,5 +18,5 @@ def pack(mask: torch.Tensor) -> torch.Tensor:
 def unpack(packed: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """The inverse of :func:`pack`, in the shape, layout and on the device of ``like``."""
     flat = np.unpackbits(packed.cpu().numpy(), count=like.numel()).astype(bool)
-    mask = torch.empty_like(like, dtype=torch.bool, requires_grad=False)
+    mask = blank_mask(like)
     return mask.copy_(torch.from_numpy(flat).view(like.shape))

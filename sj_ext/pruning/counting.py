@@ -9,15 +9,21 @@ from collections.abc import Sequence
 import torch
 from torch.optim import Optimizer
 
-from . import optimizers
+from . import masks, optimizers, sharding
 from .resources import LayerInfo
 
-__all__ = ["StepCounter"]
+__all__ = ["StepCounter", "identity"]
 
 #: changes that no optimizer made, after which a user hears of it
 PATIENCE = 5
 #: values by which a write that raises no version counter is noticed
 SAMPLE = 64
+
+
+def identity(layer: LayerInfo) -> int:
+    """The id of the parameter that an optimizer has, also while a sharded one is whole."""
+    parameter = masks.own_mask(layer.module, layer.attribute).parameter
+    return id(layer.parameter if parameter is None else parameter)
 
 
 class StepCounter:
@@ -86,7 +92,7 @@ class StepCounter:
     def _sample(self) -> list[torch.Tensor]:
         found = []
         for layer in self.layers:
-            flat = layer.parameter.detach().flatten()
+            flat = sharding.local(layer.parameter).detach().flatten()
             found.append(flat[:: max(1, len(flat) // SAMPLE)].clone())
         return found
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from .layers import is_prunable
 from .masks import mask_of, parameter_of
+from .sharding import whole
 
 __all__ = ["export_csr"]
 
@@ -37,7 +38,7 @@ def export_csr(model: nn.Module) -> dict[str, dict[str, Any]]:
     for name, module in model.named_modules():
         if not is_prunable(module):
             continue
-        weight = parameter_of(module).detach()
+        weight = whole(parameter_of(module).detach())
         mask = mask_of(module)
         if mask is not None and mask.closed:
             weight = weight * mask.mask

@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn.utils import parametrize, prune
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from . import optimizers
+from . import optimizers, sharding
 from .layers import is_prunable, weight_sites
 from .selection import hold_
 from .wrappers import plain_name, unwrapped
@@ -42,6 +42,8 @@ __all__ = [
 ATTRIBUTE = "_pruning_masks"
 #: which mask a parameter has, for the optimizer's hook
 _OF_PARAMETER: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+#: every mask of a layer, to find those whose parameter was replaced
+_ATTACHED: weakref.WeakSet[WeightMask] = weakref.WeakSet()
 
 
 class WeightMask:
@@ -62,6 +64,7 @@ class WeightMask:
         self.loaded = False
         self._mask: torch.Tensor | None = None
         self._parameter: weakref.ref[torch.Tensor] | None = None
+        self._home: tuple[weakref.ref[nn.Module], str] | None = None
         self._handle: Any = None
         if parameter is not None:
             self.bind(parameter)
@@ -78,8 +81,23 @@ class WeightMask:
         self.release()
         self._parameter = weakref.ref(parameter)
         _OF_PARAMETER[parameter] = self
-        if parameter.requires_grad:
+        if sharding.is_sharded(parameter):  # fully_shard writes the gradient by itself
+            self._handle = parameter.register_post_accumulate_grad_hook(self._written)
+        elif parameter.requires_grad:
             self._handle = parameter.register_hook(self._gradient)
+
+    def live_in(self, module: nn.Module, name: str) -> None:
+        """Follow what takes the parameter's place in its module, as ``fully_shard`` does."""
+        self._home = weakref.ref(module), name
+        _ATTACHED.add(self)
+
+    def follow(self) -> None:
+        """Hold the zeros of the parameter that has replaced one that is gone."""
+        if self.parameter is None and self._home is not None:
+            module, name = self._home[0](), self._home[1]
+            parameter = None if module is None else module._parameters.get(name)
+            if parameter is not None and mask_of(module, name) is self:
+                self.bind(parameter)
 
     def release(self) -> None:
         """Take the hook off; nothing holds the zeros any more."""
@@ -99,16 +117,24 @@ class WeightMask:
         hold_(kept, self.mask)
         return kept
 
+    @torch.no_grad()
+    def _written(self, parameter: torch.Tensor) -> None:
+        if self.closed and parameter.grad is not None:
+            hold_(sharding.local(parameter.grad), sharding.part_of(self.mask, parameter))
+
     # ---- the mask -----------------------------------------------------------------------------
 
     @property
     def mask(self) -> torch.Tensor:
-        """Boolean, in the shape of the parameter and beside it; made when it is first asked for."""
+        """Boolean, in the shape of the parameter and beside it; made when it is first asked for.
+
+        Of a sharded parameter it is that of the whole.
+        """
         parameter = self.parameter
         if self._mask is None:
             if parameter is None:
                 raise RuntimeError("the parameter of this mask is gone")
-            self._mask = torch.ones_like(parameter, dtype=torch.bool, requires_grad=False)
+            self._mask = sharding.blank_mask(parameter).fill_(True)
         elif parameter is not None and self._mask.device != parameter.device:
             self._mask = self._mask.to(parameter.device)  # the layer was moved
         return self._mask
@@ -143,13 +169,13 @@ class WeightMask:
         parameter = self.parameter
         if self.closed and parameter is not None:
             self.verify()
-            hold_(parameter.detach(), self.mask)
+            _put_zeros(parameter, self.mask)
 
     def verify(self) -> bool:
         """False where a loaded mask cuts weights as large as those that it keeps."""
         parameter, fits = self.parameter, True
         if self.loaded and self.closed and parameter is not None and parameter.dim() > 1:
-            weight, mask = parameter.detach(), self.mask
+            weight, mask = sharding.whole(parameter.detach()), self.mask
             if self.zeros and bool(mask.any()):
                 cut = weight[~mask].double().square().mean()
                 fits = bool(cut <= 0.25 * weight[mask].double().square().mean())
@@ -198,8 +224,9 @@ def own_mask(module: Any, name: str = "weight") -> WeightMask:
             "the pruner had finished?"
         )
     parameter = getattr(module, name)
-    if mask.parameter is not parameter:
-        optimizers.refuse_sharded(name, parameter)
+    # a sharded parameter is whole for a moment only
+    passing = sharding.is_sharded(mask.parameter) and not sharding.is_sharded(parameter)
+    if mask.parameter is not parameter and not passing:
         mask.bind(parameter)
     return mask
 
@@ -217,12 +244,15 @@ def attach(module: Any, name: str = "weight", mask: WeightMask | None = None) ->
     if masks is None:
         masks = vars(module)[ATTRIBUTE] = _Masks()
     masks[name] = mask
+    mask.live_in(module, name)
     return mask
 
 
 def _hold_all(optimizer: Any, parameters: list[torch.Tensor], stepped: bool) -> None:
     """Zeros behind every closed mask of these parameters, whoever holds the pruner."""
-    if stepped and len(_OF_PARAMETER):
+    if stepped and len(_ATTACHED):
+        for mask in list(_ATTACHED):
+            mask.follow()
         for parameter in parameters:
             mask = _OF_PARAMETER.get(parameter)
             if mask is not None and mask.closed:
@@ -232,6 +262,7 @@ def _hold_all(optimizer: Any, parameters: list[torch.Tensor], stepped: bool) -> 
 
 def all_masks(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, WeightMask]]:
     """Name of the layer, layer, name of the parameter, and mask."""
+    sharding.reshard(model)
     for layer, module in model.named_modules():
         for name in vars(module).get(ATTRIBUTE) or ():
             yield layer, module, name, own_mask(module, name)
@@ -281,7 +312,7 @@ def check_unpruned(name: str, module: Any, parameter: str = "weight") -> None:
             f"the {parameter} of layer {name!r} is no parameter (weight_norm and spectral_norm "
             "compute it before each forward): remove what computes it, or leave the layer out"
         )
-    optimizers.refuse_sharded(f"{name}.{parameter}", getattr(module, parameter))
+    sharding.part_of(sharding.blank_mask(getattr(module, parameter)), getattr(module, parameter))
 
 
 def hold_masks(model: nn.Module, masks: Mapping[str, torch.Tensor]) -> None:
@@ -320,7 +351,7 @@ def hold_masks(model: nn.Module, masks: Mapping[str, torch.Tensor]) -> None:
         found.append((modules[owner], name, mask))
     for module, name, mask in found:
         own = attach(module, name)
-        own.set(torch.empty_like(getattr(module, name), dtype=torch.bool).copy_(mask))
+        own.set(sharding.blank_mask(getattr(module, name)).copy_(mask))
         own.close()
 
 
@@ -330,7 +361,7 @@ def from_zeros(parameter: torch.Tensor, name: str) -> torch.Tensor:
     Raises:
         ValueError: it has none.
     """
-    mask = parameter.detach() != 0
+    mask = sharding.whole(parameter.detach()) != 0
     if bool(mask.all()):
         raise ValueError(
             f"the state is of sj_ext 0.1, whose masks are in the model's state_dict, and layer "
@@ -413,7 +444,8 @@ def hand_over(model: nn.Module, average: nn.Module) -> nn.Module:
 
 
 def _put_zeros(parameter: torch.Tensor, mask: torch.Tensor) -> None:
-    hold_(parameter.detach(), mask.to(parameter.device))
+    mask = sharding.part_of(mask.to(parameter.device), parameter)
+    hold_(sharding.local(parameter.detach()), mask)
 
 
 @torch.no_grad()
@@ -423,7 +455,8 @@ def density(model: nn.Module) -> float:
     Counted are the weights of linear and convolutional layers, of ``nn.MultiheadAttention``,
     ``nn.LSTM``, ``GRU`` and ``RNN``, and bare parameters that a pruner holds a mask of; biases and
     normalisation are not. Weights behind a closed mask are kept where the mask is set; all others
-    where they are not zero. A weight that several layers share counts once.
+    where they are not zero. A weight that several layers share counts once. Of a network that
+    ``fully_shard`` has split, every rank has to ask.
 
     Args:
         model: any model, with or without masks.
@@ -446,7 +479,7 @@ def density(model: nn.Module) -> float:
         if mask is not None and mask.closed:
             kept += parameter.numel() - mask.zeros
         else:
-            kept += int(parameter.count_nonzero())
+            kept += int(sharding.whole(parameter.detach()).count_nonzero())
         total += parameter.numel()
     if not total:
         raise ValueError("model has no linear or convolutional layer with a weight")

@@ -37,6 +37,7 @@ from torch import nn
 
 from .. import checks
 from .budgets import Budget, Resources
+from .counting import identity
 from .importance import Magnitude
 from .layers import Chooser
 from .pruner import Pruner
@@ -114,7 +115,8 @@ class MinimaxPruner(Pruner):
         self._n = [sum(self.units.sizes[i] for i in g) for g in self._groups]
         # scores of a criterion may need a step of training first
         known = isinstance(self.importance, Magnitude)
-        self._mean_square = [self._dense_mean_square(g) for g in self._groups] if known else []
+        with self._whole():
+            self._mean_square = [self._dense_mean_square(g) for g in self._groups] if known else []
         self._s = [0.0] * len(self._groups)
         self._y = [0.0] * len(self._groups)
         self._z = [1.0] * len(self.resources)
@@ -332,7 +334,7 @@ class MinimaxPruner(Pruner):
         """1 / (1 + 2 lr y) for each layer of the group."""
         rates = self._counter.rates()
         return [
-            1 / (1 + 2 * rates.get(id(self._layers[i].parameter), self.lr) * self._y[g])
+            1 / (1 + 2 * rates.get(identity(self._layers[i]), self.lr) * self._y[g])
             for i in self._groups[g]
         ]
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
-__all__ = ["after_every_step", "refuse_sharded"]
+__all__ = ["after_every_step"]
 
 Listener = Callable[[Optimizer, list[torch.Tensor], bool], None]
 
@@ -43,17 +43,3 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
             _LISTENERS.remove(reference)
         else:
             listener(optimizer, parameters, stepped)
-
-
-def refuse_sharded(name: str, parameter: torch.Tensor) -> None:
-    """Raise where the parameter is only a part of the weight.
-
-    Raises:
-        RuntimeError: ``fully_shard`` (FSDP2) has split the parameter over processes.
-    """
-    if hasattr(parameter, "placements"):
-        raise RuntimeError(
-            f"{name} is sharded by fully_shard (FSDP2): the smallest weights of the network cannot "
-            "be told from a part of it. Prune under DistributedDataParallel, or before fully_shard "
-            "is called: make_permanent(model), then shard"
-        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,12 +13,12 @@ from torch import nn
 from torch.optim import Optimizer
 
 from .. import checks
-from . import best, bits, masks
+from . import best, bits, masks, ranks, sharding
 from .account import Account
 from .budgets import Budget, Resources, limits
 from .channels import Channels
 from .counting import StepCounter
-from .dependency import trace
+from .dependency import Graph, trace
 from .glimpse import Glimpse
 from .importance import Importance, Magnitude
 from .layers import Chooser, choose
@@ -66,9 +67,13 @@ class Pruner:
         latency_table: for ``'latency'``.
         writer: an object with ``add_scalar(tag, value, step)``, such as TensorBoard's.
         log_every: steps between two rows of :attr:`history`.
+        across_ranks: in an initialised process group, measurements are averaged over all ranks,
+            and every cut is compared with theirs. False where each rank trains a network of its
+            own, or only one rank prunes.
 
     Raises:
         TypeError: an argument of the wrong kind.
+        RuntimeError: channels of a network that ``fully_shard`` has split already.
         ValueError: a budget outside (0, 1] or below what the dense layers cost, no layer left,
             layers that are pruned already, lazy parameters, weights that are NaN or infinite.
     """
@@ -90,11 +95,14 @@ class Pruner:
         latency_table: LatencyTable | None = None,
         writer: Any = None,
         log_every: int = 10,
+        across_ranks: bool = True,
     ):
         checks.module("model", model)
         checks.choice("granularity", granularity, ("weight", "channel"))
         checks.integer("log_every", log_every, at_least=1)
+        self.across_ranks = checks.flag("across_ranks", across_ranks)
         self.model = model = unwrapped(model)
+        sharding.reshard(model)
         self.granularity = granularity
         self.importance = Magnitude() if importance is None else importance
         if not isinstance(self.importance, Importance):
@@ -121,6 +129,7 @@ class Pruner:
         self._account = Account(infos, self.units, self._targets)
         try:
             for res in self.resources:
+                res.across_ranks = across_ranks
                 res.bind(model, infos)
             for target in self._targets:
                 target.measure()
@@ -155,8 +164,23 @@ class Pruner:
         other = None if isinstance(self.importance, Magnitude) else self.importance
         if self.granularity == "weight":
             return Weights(self._layers) if other is None else Scored(self._layers, other)
-        graph = None if self._example is None else trace(self.model, self._example)
+        graph = None if self._example is None else self._trace(self._example)
         return Channels(self._layers, self.model, graph, other)
+
+    def _trace(self, example_input: Any) -> Graph:
+        if any(sharding.is_sharded(parameter) for parameter in self.model.parameters()):
+            raise RuntimeError(
+                "granularity 'channel' follows the data flow through the whole weights, and "
+                "fully_shard (FSDP2) has split them: build the pruner before fully_shard is "
+                "called, with example_input"
+            )
+        return trace(self.model, example_input)
+
+    def _whole(self) -> contextlib.AbstractContextManager[None]:
+        """Within it, parameters that are split over ranks are whole."""
+        if not any(sharding.is_sharded(layer.parameter) for layer in self._layers):
+            return contextlib.nullcontext()
+        return sharding.gathered(self._places(), not isinstance(self.importance, Magnitude))
 
     def _places(self) -> list[tuple[nn.Module, str]]:
         """Every parameter in which zeros are held: its module, and its name there."""
@@ -279,7 +303,8 @@ class Pruner:
                 that is measured while training has not been, or a stage ended above its level.
             ValueError: weights are NaN or infinite (the layer is named).
         """
-        if not self._counter.stepped:
+        sharding.reshard(self.model)
+        if not sharding.anywhere(self._counter.stepped, (x.parameter for x in self._layers)):
             return False
         with torch.no_grad():
             for layer in self._layers:
@@ -302,15 +327,17 @@ class Pruner:
             if self._stages.closed:
                 self._hold()
             else:
-                self._measure()
-                try:
-                    cuts = self._compress()
-                except NotFinite:
-                    self._check_weights()  # says where
-                    raise
-                if self._account.met(self._account.cut, self._stages.levels()):
-                    self._check_weights()
-                    self._close(cuts)
+                with self._whole():
+                    self._measure()
+                    try:
+                        cuts = self._compress()
+                    except NotFinite:
+                        self._check_weights()  # says where
+                        raise
+                    if self._account.met(self._account.cut, self._stages.levels()):
+                        self._check_weights()
+                        self._close(cuts)
+                self._compare_ranks(cuts)
             if self._stages.over:
                 self._end_stage()
         self._counter.forget()
@@ -328,12 +355,17 @@ class Pruner:
 
         Returns:
             True if these are the best of the stage so far.
+
+        Raises:
+            RuntimeError: later, at the end of the stage, where the ranks of a process group were
+                not told the same: reduce the figure over them first.
         """
         value = float(value)
         known = -math.inf if self._best is None else self._best["score"]
         if not self._stages.closed or not value > known:
             return False
         self._best = best.take(self.model, self._places(), value)
+        self._best["step"] = self.steps_done
         return True
 
     def _compress(self) -> list[tuple[list[int], Cut]]:
@@ -343,6 +375,19 @@ class Pruner:
             Groups of pools, each with the cut of the group.
         """
         raise NotImplementedError
+
+    def _compare_ranks(self, cuts: Sequence[tuple[list[int], Cut]]) -> None:
+        """Every selection is that of the other ranks, and so are the masks that are closed."""
+        if not (self.across_ranks and ranks.several()):
+            return
+        kept = [mask.mask for _, _, _, mask in masks.all_masks(self.model) if mask.closed]
+        ranks.require_same(
+            "the ranks have cut different weights, since theirs differ: begin with the same "
+            "weights everywhere and step on averaged gradients, as DistributedDataParallel and "
+            "fully_shard see to",
+            *(self.steps_done, self._account.cut, *cuts),
+            *(bits.pack(mask).numpy().tobytes() for mask in kept),
+        )
 
     # ---- stages -------------------------------------------------------------------------------
 
@@ -371,6 +416,13 @@ class Pruner:
     def _end_stage(self) -> None:
         if not self._stages.closed:
             self._refuse_to_end()
+        if self.across_ranks and ranks.several():
+            told = None if self._best is None else (self._best["score"], self._best.get("step"))
+            ranks.require_same(
+                "pruner.score() was not told the same on all ranks, which would go on from "
+                "different weights: reduce the figure over the ranks before",
+                told,
+            )
         if self._best is not None:
             best.restore(self.model, self._places(), self._best)
         self._stages.go_on()
@@ -389,7 +441,7 @@ class Pruner:
         """Follow the data flow of the first forward pass that was seen, if there was one."""
         self._glimpse = None
         seen = glimpse.take()
-        self.units.learn(None if seen is None else trace(self.model, seen))
+        self.units.learn(None if seen is None else self._trace(seen))
 
     def _hold(self) -> None:
         """Zeros in their places, unless the optimizer's own hook has just put them there."""
@@ -414,7 +466,7 @@ class Pruner:
     def _check_weights(self) -> None:
         for layer in self._layers:
             # a sum is finite unless an element is not (or all are beyond any training)
-            if not torch.isfinite(layer.parameter.detach().sum()):
+            if not sharding.finite(layer.parameter):
                 raise ValueError(
                     f"weights of {layer.name} are NaN or infinite: the optimizer stepped on NaN or "
                     "infinite gradients, or the learning rate is too high"

@@ -20,6 +20,7 @@ from .dependency import Graph, trace
 from .layers import is_prunable
 from .masks import all_masks, forget
 from .resources.operations import run
+from .sharding import is_sharded
 from .wrappers import unwrapped
 
 __all__ = ["carry_over", "shrink"]
@@ -50,9 +51,14 @@ def shrink(model: nn.Module, example_input: Any, *, tolerance: float = 1e-5) -> 
 
     Raises:
         ValueError: no mask is closed.
-        RuntimeError: the outputs differ whatever is taken out.
+        RuntimeError: the outputs differ whatever is taken out, or the network is sharded.
     """
     model = unwrapped(model)
+    if any(is_sharded(parameter) for parameter in model.parameters()):
+        raise RuntimeError(
+            "fully_shard (FSDP2) has split the network, and a smaller one needs whole weights: "
+            "load the full state dict into a plain network, hold_masks, then shrink that"
+        )
     if not any(mask.closed for _, _, _, mask in all_masks(model)):
         raise ValueError("model has no closed mask: shrink a network that a pruner has finished")
     with at_rest(model):

@@ -93,33 +93,3 @@ def test_a_run_is_resumed_with_or_without_a_wrapper():
     other.load_state_dict(pruner.state_dict())
     assert other.steps_done == 1
     MinimaxPruner(mlp(), **options).load_state_dict(other.state_dict())
-
-
-def shard_both(rank):
-    return {str(first): shard(rank, first) for first in (False, True)}
-
-
-def shard(rank, first):
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    mesh = init_device_mesh("cpu", (1,))
-    model = mlp()
-    if first:
-        pruner = MinimaxPruner(model, budget=0.3, schedule=4)
-    fully_shard(model, mesh=mesh)
-    try:
-        if not first:
-            pruner = MinimaxPruner(model, budget=0.3, schedule=4)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        model(torch.rand(4, 12)).square().sum().backward()
-        optimizer.step()
-        pruner.step()
-    except RuntimeError as error:
-        return torch.tensor("fully_shard" in str(error) and "make_permanent" in str(error))
-    return torch.tensor(False)
-
-
-def test_a_sharded_network_is_refused_in_words():
-    (only,) = gloo.run(shard_both, world_size=1)
-    assert only["False"] and only["True"]

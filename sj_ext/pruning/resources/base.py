@@ -67,6 +67,8 @@ class Resource:
     name = "resource"
     #: of absolute budgets; empty where they are plain numbers
     unit = ""
+    #: measurements are averaged over the ranks of a process group
+    across_ranks = True
 
     def __init__(
         self, name: str | None = None, cost: Callable[[LayerInfo, float], float] | None = None

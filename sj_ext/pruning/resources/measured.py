@@ -12,6 +12,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from ... import checks
 from ...observe import at_rest, watching
+from ..ranks import several
 from .base import LayerInfo, Linear, Resource
 from .operations import positions_of, run, samples_of, uses
 
@@ -106,7 +107,7 @@ class Synops(Linear):
     def update(self) -> None:
         for name, (count, inputs, active, binary) in self._seen.items():
             rate, binary = float(active) / max(inputs, 1), bool(binary)
-            if torch.distributed.is_available() and torch.distributed.is_initialized():
+            if self.across_ranks and several():
                 shared = torch.tensor([rate, float(binary)], dtype=torch.float64)
                 shared = shared.to(active.device) if active.is_cuda else shared
                 torch.distributed.all_reduce(shared)
