@@ -52,6 +52,8 @@ def cifar10(
     Raises:
         FileNotFoundError: the folder has no CIFAR-10, and ``download`` is not set.
     """
+    if folder.name == "cifar-10-batches-py":  # torchvision's copy itself
+        folder = folder.parent
     packed = folder / ("train.npz" if train else "test.npz")
     if packed.exists():
         pixels, label = _unpacked(packed, limit)

@@ -13,13 +13,12 @@ Prints tables and saves a plot. Under three minutes on two CPU cores.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import time
-from pathlib import Path
 
 import matplotlib
 import torch
+from command_line import Command, count, new_folder, whole
 from data import digit_loaders
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from torch import nn
@@ -225,12 +224,16 @@ def plot(path, losses, by_step, memory, pruner):
     figure.savefig(path, dpi=120)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=8, help="of each training, default 8")
-    parser.add_argument("--output", type=Path, default=Path("runs/demo"), help="folder of the plot")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+def make_parser() -> Command:
+    parser = Command(__doc__)
+    parser.add_argument("--epochs", type=count, default=8, help="of each training")
+    parser.add_argument("--output", type=new_folder, default="runs/demo", help="folder of the plot")
+    parser.add_argument("--seed", type=whole, default=0, help="of weights and batches")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = make_parser().parse(argv)
     torch.manual_seed(args.seed)
     args.output.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()

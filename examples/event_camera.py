@@ -24,12 +24,12 @@ path).
 
 from __future__ import annotations
 
-import argparse
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from command_line import DATA, Command, cifar10_folder, count, new_file, positive
 from data import cifar10, digits
 from torch.nn import functional as F
 
@@ -161,17 +161,21 @@ def plot(images: torch.Tensor, frames: torch.Tensor, path: Path) -> None:
     figure.savefig(path, dpi=100)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--short", action="store_true", help="four digits")
-    parser.add_argument("--data-dir", type=Path, help="folder with CIFAR-10; else digits")
-    parser.add_argument("--images", type=int, default=8)
-    parser.add_argument("--frames", type=int, default=6)
-    parser.add_argument("--threshold", type=float, default=0.15)
-    parser.add_argument("--plot", type=Path, help="save a figure (needs matplotlib)")
-    args = parser.parse_args()
-    if args.data_dir is None or args.short:
-        images = digits(16)[0].tensors[0][: 4 if args.short else args.images]
+def make_parser() -> Command:
+    parser = Command(__doc__, short={"images": 4})
+    add = parser.add_argument
+    add("--data-dir", type=cifar10_folder, help=f"{DATA}; without it, scikit-learn's digits")
+    add("--images", type=count, default=8, help="how many, from the first on")
+    add("--frames", type=count, default=6, help="frames of events of each")
+    add("--threshold", type=positive, default=0.15, help="change of log intensity of an event")
+    add("--plot", type=new_file, help="save a figure (needs matplotlib)")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = make_parser().parse(argv)
+    if args.data_dir is None:
+        images = digits(16)[0].tensors[0][: args.images]
     else:
         images = cifar10(args.data_dir, True, args.images)[0].float() / 255
     frames = event_frames(images, args.frames, threshold=args.threshold)

@@ -20,13 +20,13 @@ Memory and O(1) Inference Cost", ICML 2024, arXiv 2405.16466.
 
 from __future__ import annotations
 
-import argparse
 import random
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from command_line import DATA, Command, cifar10_folder, count, device, new_file, whole
 from data import cifar10, digits
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -173,29 +173,30 @@ def follow(
             done += 1
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--short", action="store_true", help="four optimiser steps of a small network"
-    )
-    parser.add_argument("--data-dir", type=Path, help="folder with CIFAR-10; else digits")
-    parser.add_argument("--limit", type=int, default=0, help="use only that many images")
-    parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--every", type=int, default=0, help="optimiser steps between measurements")
-    parser.add_argument("--steps", type=int, default=4, help="time steps T")
-    parser.add_argument("--width", type=int, default=16, help="channels of the first stage")
-    parser.add_argument("--blocks", type=int, default=2, help="blocks of every stage")
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--draws", type=int, default=3, help="draws of other neurons")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--plot", type=Path, help="save a figure (needs matplotlib)")
-    args = parser.parse_args()
-    if args.short:
-        args.epochs, args.width, args.blocks, args.draws = 1, 8, 1, 1
-        args.limit, args.batch_size = 128, 32
+SHORT = {"epochs": 1, "width": 8, "blocks": 1, "draws": 1, "limit": 128, "batch_size": 32}
+
+
+def make_parser() -> Command:
+    parser = Command(__doc__, short=SHORT)
+    add = parser.add_argument
+    add("--data-dir", type=cifar10_folder, help=f"{DATA}; without it, scikit-learn's digits")
+    add("--limit", type=whole, default=0, help="use only that many images; 0: all")
+    add("--epochs", type=count, default=5, help="of training")
+    add("--every", type=whole, default=0, help="updates between measurements; 0: half an epoch")
+    add("--num-steps", type=count, default=4, help="T")
+    add("--width", type=count, default=16, help="channels of the first stage")
+    add("--blocks", type=count, default=2, help="blocks of every stage")
+    add("--batch-size", type=count, default=64, help="images of an update")
+    add("--draws", type=count, default=3, help="draws of other neurons")
+    add("--device", type=device, default="cpu", help="of PyTorch")
+    add("--seed", type=whole, default=0, help="of weights, order and draws")
+    add("--plot", type=new_file, help="save a figure (needs matplotlib)")
+    parser.also("--steps", "--num-steps", count)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = make_parser().parse(argv)
     torch.manual_seed(args.seed)
     random.seed(args.seed)
 
@@ -209,7 +210,7 @@ def main() -> None:
     rows = []
     print(f"{'step':>6}  {'accuracy':>8}  " + "  ".join(f"{name:>17}" for name in COLUMNS))
     for done, accuracy, similarities in follow(
-        network, loader, args.epochs, every, args.steps, args.draws, args.device
+        network, loader, args.epochs, every, args.num_steps, args.draws, args.device
     ):
         rows.append((done, *similarities))
         shown = " " * 8 if accuracy is None else f"{accuracy:8.3f}"

@@ -23,6 +23,7 @@ import math
 from pathlib import Path
 
 import torch
+from command_line import DATA, Command, count, device, new_file, new_folder, positive, whole
 from data import cifar10
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from spikingjelly.activation_based.model import sew_resnet, spiking_vgg
@@ -121,7 +122,7 @@ class Run:
 
     def loss(self, images, target):
         functional.reset_net(self.net)
-        out = self.net(normalised(images, self.device).expand(self.a.steps, *images.shape))
+        out = self.net(normalised(images, self.device).expand(self.a.num_steps, *images.shape))
         return nn.functional.cross_entropy(out.mean(0), target.to(self.device)), out.mean(0)
 
     def epoch(self, number: int, title: str, optimizer, rate, pruner=None) -> float:
@@ -129,10 +130,12 @@ class Run:
         generator = torch.Generator().manual_seed(self.a.seed * 100_003 + number)
         torch.manual_seed(self.a.seed * 100_003 + number)
         images, labels = self.train_data
-        order = torch.randperm(len(labels), generator=generator)[: self.batches * self.a.batch]
+        order = torch.randperm(len(labels), generator=generator)[: self.batches * self.a.batch_size]
         self.net.train()
         total = 0.0
-        bar = tqdm(order.split(self.a.batch), desc=f"{title} {number}", leave=False, disable=None)
+        bar = tqdm(
+            order.split(self.a.batch_size), desc=f"{title} {number}", leave=False, disable=None
+        )
         for part in bar:
             loss, _ = self.loss(augmented(images[part], generator), labels[part])
             optimizer.zero_grad()
@@ -149,14 +152,16 @@ class Run:
 
     @property
     def batches(self) -> int:
-        return len(self.train_data[1]) // self.a.batch
+        return len(self.train_data[1]) // self.a.batch_size
 
     @torch.no_grad()
     def accuracy(self) -> float:
         self.net.eval()
         images, labels = self.test_data
         right = 0
-        for x, y in zip(images.split(self.a.batch), labels.split(self.a.batch), strict=True):
+        for x, y in zip(
+            images.split(self.a.batch_size), labels.split(self.a.batch_size), strict=True
+        ):
             right += int((self.loss(x, y)[1].argmax(1).cpu() == y).sum())
         functional.reset_net(self.net)
         return right / len(labels)
@@ -165,8 +170,8 @@ class Run:
         """Synaptic operations of one batch of test images, per image."""
         self.net.eval()
         functional.reset_net(self.net)
-        x = normalised(self.test_data[0][: self.a.batch], self.device)
-        found = synaptic_operations(self.net, x.expand(self.a.steps, *x.shape))
+        x = normalised(self.test_data[0][: self.a.batch_size], self.device)
+        found = synaptic_operations(self.net, x.expand(self.a.num_steps, *x.shape))
         functional.reset_net(self.net)
         return found.acs / len(x), found.energy() / len(x)
 
@@ -179,42 +184,48 @@ def optimisation(net: nn.Module, lr: float, steps: int):
     return optimizer, rate
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data-dir", type=Path, help="where CIFAR-10 is or goes")
-    parser.add_argument(
-        "--model", default="sew_resnet18", choices=["sew_resnet18", "spiking_vgg11_bn"]
-    )
-    parser.add_argument(
-        "--budget", type=amount, default=0.05, help="0.05, 1000000, '20 uJ', '30 MMAC', '2 ms'"
-    )
-    parser.add_argument(
-        "--resource", default="params", choices=["params", "flops", "synops", "energy", "latency"]
-    )
-    parser.add_argument("--first", action="store_true", help="prune the first layer too")
-    parser.add_argument("--layerwise", action="store_true", help="one s per layer")
-    parser.add_argument("--granularity", default="weight", choices=["weight", "channel"])
-    parser.add_argument("--dense-epochs", type=int, default=60)
-    parser.add_argument("--epochs", type=int, default=60, help="of compression and fine-tuning")
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=4, help="time steps T")
-    parser.add_argument("--lr", type=float, default=0.05)
-    parser.add_argument("--limit", type=int, help="images of each set, for a quick look")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--checkpoint", type=Path, help="default: prune_cifar10.pt")
-    parser.add_argument("--no-checkpoint", action="store_true")
-    parser.add_argument("--picture", type=Path, help="draw what each layer keeps")
-    parser.add_argument("--csr", type=Path, help="write the pruned weights as CSR matrices")
-    parser.add_argument("--history", type=Path, help="write the pruner's history as CSV")
-    parser.add_argument("--short", action="store_true", help="digits, a narrow network, 4 epochs")
-    a = parser.parse_args()
-    if a.short:
-        a.model, a.dense_epochs, a.epochs, a.steps, a.lr = "narrow", 3, 4, 2, 0.1
-    elif a.data_dir is None:
-        parser.error("--data-dir is needed (or --short)")
-    elif a.checkpoint is None and not a.no_checkpoint:
-        a.checkpoint = Path("prune_cifar10.pt")
+SHORT = {"model": "narrow", "dense_epochs": 3, "epochs": 4, "num_steps": 2, "lr": 0.1}
+
+
+def make_parser() -> Command:
+    parser = Command(__doc__, short=SHORT)
+    add = parser.add_argument
+    add("--data-dir", type=new_folder, help=f"{DATA}; is fetched if it is not there")
+    models = ["sew_resnet18", "spiking_vgg11_bn", "narrow"]
+    add("--model", default="sew_resnet18", choices=models, help="SpikingJelly's, or a small one")
+    add("--budget", type=amount, default=0.05, help="0.05, 1000000, '20 uJ', '30 MMAC', '2 ms'")
+    resources = ["params", "flops", "synops", "energy", "latency"]
+    add("--resource", default="params", choices=resources, help="what the budget is of")
+    add("--first", action="store_true", help="prune the first layer too")
+    add("--layerwise", action="store_true", help="one s per layer")
+    add("--granularity", default="weight", choices=["weight", "channel"], help="what is cut")
+    add("--dense-epochs", type=whole, default=60, help="before compression")
+    add("--epochs", type=count, default=60, help="of compression and fine-tuning")
+    add("--batch-size", type=count, default=64, help="images of an update")
+    add("--num-steps", type=count, default=4, help="T")
+    add("--lr", type=positive, default=0.05, help="highest learning rate")
+    add("--limit", type=count, help="images of each set, for a quick look")
+    add("--seed", type=whole, default=0, help="of weights and order")
+    there = "cuda" if torch.cuda.is_available() else "cpu"
+    add("--device", type=device, default=there, help="of PyTorch")
+    add("--checkpoint", type=new_file, help="default: prune_cifar10.pt, none with --short")
+    add("--no-checkpoint", action="store_true", help="save none")
+    add("--picture", type=new_file, help="draw what each layer keeps")
+    add("--csr", type=new_file, help="write the pruned weights as CSR matrices")
+    add("--history", type=new_file, help="write the pruner's history as CSV")
+    parser.also("--batch", "--batch-size", count)
+    parser.also("--steps", "--num-steps", count)
+    return parser
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = make_parser()
+    a = parser.parse(argv)
+    if not a.short:
+        if a.data_dir is None:
+            parser.error("--data-dir is needed (or --short)")
+        if a.checkpoint is None and not a.no_checkpoint:
+            a.checkpoint = Path("prune_cifar10.pt")
     return a
 
 
@@ -227,8 +238,8 @@ def amount(text: str) -> float | int | str:
     return int(value) if value > 1 and value.is_integer() else value
 
 
-def main() -> None:
-    a = parse()
+def main(argv: list[str] | None = None) -> None:
+    a = parse(argv)
     with said(lambda: kept(a.checkpoint)):
         train_and_prune(a)
 
@@ -236,7 +247,7 @@ def main() -> None:
 def options(a: argparse.Namespace, net: nn.Module, test: Split, batches: int) -> dict:
     """What the pruner is built with."""
     example = normalised(test[0][:1], torch.device(a.device))
-    example = example.expand(a.steps, *example.shape)
+    example = example.expand(a.num_steps, *example.shape)
     table = measure_latency(net, example) if a.resource == "latency" else None
     return {
         "budget": a.budget,
@@ -275,7 +286,7 @@ def kept(checkpoint: Path | None) -> str:
 
 
 def train_and_prune(a: argparse.Namespace) -> None:
-    if a.short:
+    if a.data_dir is None:
         train, test = digits()
     else:
         train = cifar10(a.data_dir, True, a.limit, download=True)

@@ -8,6 +8,7 @@ cores.
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -25,17 +26,33 @@ def short_forms() -> list[list[str]]:
     forms = [
         [script.relative_to(FOLDER).as_posix(), "--short"]
         for script in scripts
-        if script.resolve() != this and '"--short"' in script.read_text("utf-8")
+        if script.resolve() != this and "Command(__doc__, short=" in script.read_text("utf-8")
     ]
     return [*forms, ["benchmarks", "all", "--short"]]
 
 
-def main() -> int:
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = ", ".join(form[0] for form in short_forms())
+    parser.add_argument("names", nargs="*", help=f"run only these, by default all: {names}")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = make_parser()
+    wanted, forms = parser.parse_args(argv).names, short_forms()
+    unknown = set(wanted) - {form[0] for form in forms}
+    if unknown:
+        parser.error(f"no example is called {', '.join(sorted(unknown))}")
     seconds: dict[str, tuple[float, int]] = {}
     # the networks are small: threads cost more than they give, most of all on a busy machine
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory() as scratch:
-        for script, *arguments in short_forms():
+        for script, *arguments in forms:
+            if wanted and script not in wanted:
+                continue
             name = " ".join([script, *arguments])
             print(f"\n=== {name}", flush=True)
             start = time.perf_counter()

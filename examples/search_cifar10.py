@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from command_line import DATA, Command, cifar10_folder, count, new_folder, positive, whole
 from data import cifar10, digits
 from torch import nn
 from torch.nn import functional as F
@@ -220,59 +221,49 @@ def plot(rows: list[dict], path: Path) -> None:
     pyplot.close(figure)
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+SHORT = {
+    "size": 8,
+    "width": 4,
+    "num_steps": 2,
+    "epochs": 1,
+    "retrain": 1,
+    "generations": 2,
+    "pool": 4,
+}
+
+
+def make_parser() -> Command:
+    parser = Command(__doc__, short=SHORT)
     add = parser.add_argument
-    add("--data-dir", type=Path, help="folder with CIFAR-10; else scikit-learn's digits")
-    add(
-        "--output",
-        type=Path,
-        help="folder for the record, which a run that was stopped goes on with",
-    )
-    add("--images", type=int, default=8000, help="training images, a fifth of them to choose by")
-    add("--test-images", type=int, default=2000)
-    add("--size", type=int, default=16, help="pixels that the images are averaged down to")
-    add("--width", type=int, default=8, help="channels of the first stage")
-    add("--num-steps", type=int, default=4, help="T")
-    add("--epochs", type=int, default=12, help="of the supernet")
-    add("--retrain", type=int, default=8, help="epochs of each network from scratch")
-    add("--generations", type=int, default=5)
-    add("--pool", type=int, default=10, help="architectures in a generation")
-    add("--limit", type=float, help="synaptic operations an image; else the median of random ones")
-    add("--batch-size", type=int, default=64)
-    add("--lr", type=float, default=3e-3)
-    add("--seed", type=int, default=0, help="the first one")
-    add("--seeds", type=int, default=1, help="how many runs")
-    add("--short", action="store_true", help="a small run whose figures mean nothing")
-    arguments = parser.parse_args()
-    if arguments.short:
-        arguments.size, arguments.width, arguments.num_steps = 8, 4, 2
-        arguments.epochs, arguments.retrain, arguments.generations, arguments.pool = 1, 1, 2, 4
-    for name in (
-        "images",
-        "test_images",
-        "size",
-        "width",
-        "num_steps",
-        "pool",
-        "seeds",
-        "batch_size",
-    ):
-        if getattr(arguments, name) < 1:
-            parser.error(
-                f"--{name.replace('_', '-')} must be at least 1, got {getattr(arguments, name)}"
-            )
+    add("--data-dir", type=cifar10_folder, help=f"{DATA}; without it, scikit-learn's digits")
+    add("--output", type=new_folder, help="folder for the record; a stopped run goes on with it")
+    add("--images", type=count, default=8000, help="training images, a fifth of them to choose by")
+    add("--test-images", type=count, default=2000, help="images of the test set")
+    add("--size", type=count, default=16, help="pixels that the images are averaged down to")
+    add("--width", type=count, default=8, help="channels of the first stage")
+    add("--num-steps", type=count, default=4, help="T")
+    add("--epochs", type=count, default=12, help="of the supernet")
+    add("--retrain", type=count, default=8, help="epochs of each network from scratch")
+    add("--generations", type=whole, default=5, help="of evolution")
+    add("--pool", type=count, default=10, help="architectures in a generation")
+    add("--limit", type=positive, help="synaptic operations an image; else the median of random")
+    add("--batch-size", type=count, default=64, help="images of an update")
+    add("--lr", type=positive, default=3e-3, help="highest learning rate")
+    add("--seed", type=whole, default=0, help="the first one")
+    add("--seeds", type=count, default=1, help="how many runs")
+    return parser
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = make_parser()
+    arguments = parser.parse(argv)
     if arguments.size % 4:
         parser.error(f"--size must be a multiple of 4, got {arguments.size}")
-    if arguments.data_dir is not None and not arguments.data_dir.is_dir():
-        parser.error(f"--data-dir must be a folder, got {arguments.data_dir}")
     return arguments
 
 
-def main() -> None:
-    arguments = parse()
+def main(argv: list[str] | None = None) -> None:
+    arguments = parse(argv)
     if arguments.output:
         arguments.output.mkdir(parents=True, exist_ok=True)
     splits = load(arguments)

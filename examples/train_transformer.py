@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from command_line import DATA, Command, cifar10_folder, count, existing_file, new_folder, whole
 from data import cifar10, digits
 from torch.nn.functional import cross_entropy, pad
 from tqdm import tqdm
@@ -54,32 +55,42 @@ COLUMNS = ("model", "parameters", "accuracy", "rate", "ACs", "MACs", "held", "he
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    add("configs", type=Path, nargs="*", help="JSON files, see examples/configs/transformers")
-    add("--data-dir", type=Path, help="CIFAR-10: torchvision's copy, or train.npz and test.npz")
-    add("--download", action="store_true", help="let torchvision fetch its copy")
-    add("--output", type=Path, default=Path("runs/transformers"), help="records and the table")
-    add("--limit", type=int, help="train on so many images only")
-    add("--test-limit", type=int, help="test on so many images only")
-    add("--epochs", type=int, help="instead of the recipe's")
-    add("--seed", type=int, default=0)
-    add("--short", action="store_true", help="a moment's run on digits")
-    options = parser.parse_args(argv)
+    parser = make_parser()
+    options = parser.parse(argv)
     if options.short:
-        options.configs = [CONFIGS / "spikingformer.json", CONFIGS / "spiking_resformer.json"]
-        options.epochs, options.output = 1, Path("runs/short")
+        names = ("spikingformer", "spiking_resformer")
+        options.configs = options.configs or [CONFIGS / f"{name}.json" for name in names]
     elif not options.configs or options.data_dir is None:
         parser.error("configs and --data-dir are needed, or --short")
+    elif not options.download:
+        try:
+            cifar10_folder(str(options.data_dir))
+        except argparse.ArgumentTypeError as error:
+            parser.error(f"argument --data-dir: {error} (or --download)")
     return options
+
+
+def make_parser() -> Command:
+    short = {"epochs": 1, "limit": 192, "test_limit": 64, "output": Path("runs/short")}
+    parser = Command(__doc__, short=short)
+    add = parser.add_argument
+    add("configs", type=existing_file, nargs="*", help="files of examples/configs/transformers")
+    add("--data-dir", type=new_folder, help=f"{DATA}; --short without it: digits")
+    add("--download", action="store_true", help="let torchvision fetch its copy")
+    add("--output", type=new_folder, default="runs/transformers", help="records and the table")
+    add("--limit", type=count, help="train on so many images only")
+    add("--test-limit", type=count, help="test on so many images only")
+    add("--epochs", type=count, help="instead of the recipe's")
+    add("--seed", type=whole, default=0, help="of weights and order")
+    return parser
 
 
 def images(options: argparse.Namespace, train: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Normalised images ``[N, 3, 32, 32]`` and labels."""
-    if options.short:
-        x, y = digits(32)[0 if train else 1][: 192 if train else 64]
-        return x.expand(-1, 3, -1, -1), y
     limit = options.limit if train else options.test_limit
+    if options.data_dir is None:
+        x, y = digits(32)[0 if train else 1][:limit]
+        return x.expand(-1, 3, -1, -1), y
     pixels, y = cifar10(options.data_dir, train, limit, options.download)
     mean, std = (torch.tensor(z).view(1, 3, 1, 1) for z in (MEAN, STD))
     return (pixels / 255 - mean) / std, y

@@ -26,7 +26,8 @@ FOLDER = Path(__file__).resolve().parent
 sys.path[:0] = [str(FOLDER.parent)]
 
 from benchmarks.framework.compare import compare  # noqa: E402
-from benchmarks.framework.record import SIZES, Context, Record, render  # noqa: E402
+from benchmarks.framework.record import SIZES, AnotherRecord, Context, Record, render  # noqa: E402
+from command_line import DATA, Command, cifar10_folder, device, new_folder  # noqa: E402
 
 
 def names() -> list[str]:
@@ -55,16 +56,44 @@ def run(name: str, context: Context, output: Path) -> Record:
     return record
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("table", choices=[*names(), "all", "list", "page", "compare"])
-    parser.add_argument("paths", nargs="*", type=Path, help="'page': folder, 'compare': records")
-    parser.add_argument("--size", choices=SIZES, default="short")
-    parser.add_argument("--short", action="store_const", dest="size", const="short")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--data-dir", type=Path, help="CIFAR-10, instead of scikit-learn's digits")
-    parser.add_argument("--output", type=Path, default=Path("runs/benchmarks"))
-    arguments = parser.parse_args()
+WORDS = ("all", "list", "page", "compare")
+
+
+def make_parser() -> Command:
+    parser = Command(__doc__)
+    add = parser.add_argument
+    add("table", choices=[*names(), *WORDS], metavar="TABLE", help=", ".join([*names(), *WORDS]))
+    add("paths", nargs="*", type=Path, help="'page': folder, 'compare': two records")
+    sizes = parser.add_mutually_exclusive_group()
+    sizes.add_argument("--size", choices=SIZES, default="short", help="medium: minutes to hours")
+    sizes.add_argument(
+        "--short", action="store_const", dest="size", const="short", help="the same as --size short"
+    )
+    add("--device", type=device, default="cpu", help="of PyTorch")
+    add("--data-dir", type=cifar10_folder, help=f"{DATA}; without it, scikit-learn's digits")
+    add("--output", type=new_folder, default="runs/benchmarks", help="folder of records")
+    return parser
+
+
+def parse(argv: list[str] | None = None) -> tuple[Command, argparse.Namespace]:
+    """The parser and the arguments, checked."""
+    parser = make_parser()
+    arguments = parser.parse(argv)
+    paths = arguments.paths
+    if arguments.table == "compare" and len(paths) != 2:
+        parser.error(f"compare takes two records, got {len(paths)}")
+    if arguments.table == "page" and (len(paths) > 1 or not all(path.is_dir() for path in paths)):
+        parser.error(f"page takes one folder of records, got {', '.join(map(str, paths))}")
+    if arguments.table not in ("compare", "page") and paths:
+        parser.error(f"{arguments.table} takes no paths, got {', '.join(map(str, paths))}")
+    for path in paths if arguments.table == "compare" else ():
+        if not path.is_file():
+            parser.error(f"compare takes two records, but {path} is no file")
+    return parser, arguments
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser, arguments = parse(argv)
     if arguments.table == "list":
         for name in names():
             print(f"{name:20} {load(name).TITLE}")
@@ -75,15 +104,16 @@ def main() -> None:
             render(load(record.table), record, folder)
             print(f"{path.with_suffix('.md')}")
     elif arguments.table == "compare":
-        if len(arguments.paths) != 2:
-            parser.error(f"compare takes two records, got {len(arguments.paths)}")
         text, fine = compare(*map(Record.read, arguments.paths))
         print(text)
         sys.exit(not fine)
     else:
         context = Context(arguments.size, arguments.device, arguments.data_dir)
         for name in names() if arguments.table == "all" else [arguments.table]:
-            run(name, context, arguments.output)
+            try:
+                run(name, context, arguments.output)
+            except AnotherRecord as error:
+                parser.error(f"--output: {error}")
 
 
 if __name__ == "__main__":

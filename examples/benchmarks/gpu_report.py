@@ -8,7 +8,6 @@ Usage: python examples/benchmarks/gpu_report.py [--short] [--output FILE]
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import importlib.util
 import json
@@ -21,6 +20,10 @@ from pathlib import Path
 import torch
 
 from sj_ext import __version__, host
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[1])]  # examples/, also as a script
+
+from command_line import Command, new_file  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -74,11 +77,16 @@ def benchmark(short: bool) -> list[dict]:
         return json.loads(path.read_text(encoding="utf-8"))
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--short", action="store_true", help="two sizes and few repeats")
-    parser.add_argument("--output", default="gpu_report.json", help="where the report goes")
-    arguments = parser.parse_args()
+def make_parser() -> Command:
+    parser = Command(__doc__, short={})
+    parser.add_argument(
+        "--output", type=new_file, default="gpu_report.json", help="where the report goes"
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = make_parser().parse(argv)
     reason = missing()
     if reason is not None:
         print(f"skipped: {reason}")

@@ -9,7 +9,6 @@ over cross-entropy on the flattened logits.
 
 from __future__ import annotations
 
-import argparse
 import platform
 import statistics
 import sys
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import torch
 from torch.nn.functional import cross_entropy
+from tqdm import tqdm
 
 from sj_ext import functional, host
 from sj_ext.analysis import activation_memory
@@ -25,6 +25,7 @@ from sj_ext.neuron import IMPIFNode, IMPLIFNode, IMPParametricLIFNode
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1])]  # examples/, also as a script
 
+from command_line import Command, count  # noqa: E402
 from timing import interleaved  # noqa: E402
 
 NODES = {
@@ -74,17 +75,20 @@ def loss_ratios(shape: tuple[int, int, int]) -> dict[tuple[str, str], float]:
     return ratios
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--short", action="store_true", help="fewer repeats")
-    parser.add_argument("--repeats", type=int, default=101)
-    args = parser.parse_args()
+def make_parser() -> Command:
+    parser = Command(__doc__, short={"repeats": 15})
+    parser.add_argument("--repeats", type=count, default=101, help="pairs of runs to time")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = make_parser().parse(argv)
     torch.set_num_threads(1)
     print(f"{platform.machine()}, 1 thread, torch {torch.__version__}, SpikingJelly {host.VERSION}")
     shape = (4, 16, 64, 16, 16)
     print(f"\ninput {list(shape)}: forward and backward, IMP node over the host's")
-    for imp, own in NODES.items():
-        ratios = node_ratios(imp, own, shape, 15 if args.short else args.repeats)
+    for imp, own in tqdm(NODES.items(), leave=False, disable=None):
+        ratios = node_ratios(imp, own, shape, args.repeats)
         low, middle, high = statistics.quantiles(ratios, n=4)
         print(f"  {own.__name__:18} {middle:.3f}  (quartiles {low:.3f} to {high:.3f})")
     shape = (16, 256, 1000)

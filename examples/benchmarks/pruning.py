@@ -14,10 +14,11 @@ With numba installed the selection is compiled; ``NUMBA_DISABLE_JIT=1`` shows wh
 
 from __future__ import annotations
 
-import argparse
 import platform
 import statistics
+import sys
 import time
+from pathlib import Path
 
 import torch
 from spikingjelly.activation_based import functional, neuron, surrogate
@@ -28,6 +29,10 @@ from sj_ext import host
 from sj_ext.pruning import MinimaxPruner
 from sj_ext.pruning.selection import Ranking, zero_below_
 from sj_ext.pruning.selection.compiled import scanner
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[1])]  # examples/, also as a script
+
+from command_line import Command, count, share  # noqa: E402
 
 NEURON = {"spiking_neuron": neuron.LIFNode, "surrogate_function": surrogate.ATan()}
 
@@ -182,18 +187,23 @@ def exact(short: bool, only: str, budgets: list[float]) -> None:
             assert 0 <= missing < 1 and steps == pruner.total_steps
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--short", action="store_true", help="small sizes, a few seconds")
-    parser.add_argument("--exact", action="store_true", help="also count on the full networks")
-    parser.add_argument("--only", default="", help="networks of --exact whose name has this")
-    parser.add_argument(
-        "--budgets", type=float, nargs="+", default=[0.5, 0.25, 0.1, 0.05, 0.01, 0.002]
-    )
-    parser.add_argument("--no-timing", action="store_true", help="only --exact")
-    parser.add_argument("--repeats", type=int, default=None)
-    arguments = parser.parse_args()
-    repeats = arguments.repeats or (3 if arguments.short else 15)
+BUDGETS = [0.5, 0.25, 0.1, 0.05, 0.01, 0.002]
+
+
+def make_parser() -> Command:
+    parser = Command(__doc__, short={"repeats": 3})
+    add = parser.add_argument
+    add("--exact", action="store_true", help="also count on the full networks")
+    add("--only", default="", help="networks of --exact whose name has this")
+    add("--budgets", type=share, nargs="+", default=BUDGETS, help="shares of the weights")
+    add("--no-timing", action="store_true", help="only --exact")
+    add("--repeats", type=count, default=15, help="runs to time")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = make_parser().parse(argv)
+    repeats = arguments.repeats
     print(
         f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, "
         f"torch {torch.__version__}, spikingjelly {host.VERSION}, "

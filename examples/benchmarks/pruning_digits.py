@@ -14,16 +14,18 @@ Usage: python examples/benchmarks/pruning_digits.py [--short] [--seeds N] [--epo
 
 from __future__ import annotations
 
-import argparse
 import copy
 import math
 import statistics
+import sys
 import time
+from pathlib import Path
 
 import torch
 from sklearn.datasets import load_digits
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from torch import nn
+from tqdm import tqdm
 
 from sj_ext import host
 from sj_ext.pruning import (
@@ -34,6 +36,10 @@ from sj_ext.pruning import (
     Schedule,
     compress_then_finetune,
 )
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[1])]  # examples/, also as a script
+
+from command_line import Command, count, positive, share, whole  # noqa: E402
 
 STEPS_IN_TIME, BATCH = 4, 64
 
@@ -130,26 +136,28 @@ def methods(kept: float, rates):
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--short", action="store_true", help="one seed, few epochs")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=40, help="after the dense network")
-    parser.add_argument("--dense-epochs", type=int, default=20)
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--kept", type=float, nargs="+", default=[0.05, 0.02])
-    parser.add_argument("--only", nargs="+", help="first words of the methods to run")
-    parser.add_argument("--rates", type=float, nargs=3, help="of s, y and z, for the joint method")
-    a = parser.parse_args()
-    if a.short:
-        a.seeds, a.epochs, a.dense_epochs = 1, 6, 2
+def make_parser() -> Command:
+    parser = Command(__doc__, short={"seeds": 1, "epochs": 6, "dense_epochs": 2})
+    add = parser.add_argument
+    add("--seeds", type=count, default=5, help="how many runs")
+    add("--epochs", type=count, default=40, help="after the dense network")
+    add("--dense-epochs", type=whole, default=20, help="of the dense network")
+    add("--lr", type=positive, default=2e-3, help="learning rate")
+    add("--kept", type=share, nargs="+", default=[0.05, 0.02], help="shares of the weights")
+    add("--only", nargs="+", help="first words of the methods to run")
+    add("--rates", type=positive, nargs=3, help="of s, y and z, for the joint method")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    a = make_parser().parse(argv)
     print(
         f"torch {torch.__version__}, spikingjelly {host.VERSION}, {torch.get_num_threads()} "
         f"threads; {a.dense_epochs} dense epochs, then {a.epochs}; {a.seeds} seeds; lr {a.lr}"
     )
     start = time.perf_counter()
     results: dict[tuple[float, str], list[float]] = {}
-    for seed in range(a.seeds):
+    for seed in tqdm(range(a.seeds), "seeds", disable=None):
         torch.manual_seed(seed)
         data, test = split(seed)
         dense = network()
@@ -157,7 +165,8 @@ def main() -> None:
         results.setdefault((1.0, "dense"), []).append(accuracy(dense, test))
         functional.reset_net(dense)
         for kept in a.kept:
-            for name, make in methods(kept, a.rates).items():
+            every = methods(kept, a.rates).items()
+            for name, make in tqdm(every, f"{kept:g} kept", leave=False, disable=None):
                 if a.only and not any(name.startswith(word) for word in a.only):
                     continue
                 net = copy.deepcopy(dense)

@@ -12,7 +12,6 @@ repetitions of the ratio of two training steps, in processor time and on the clo
 
 from __future__ import annotations
 
-import argparse
 import copy
 import platform
 import statistics
@@ -24,6 +23,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.nn.functional import interpolate
+from tqdm import tqdm
 
 import sj_ext
 from sj_ext.analysis import activation_memory
@@ -32,6 +32,7 @@ from sj_ext.neuron import TurnOffNode
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1])]  # examples/, also as a script
 
+from command_line import Command, count  # noqa: E402
 from timing import interleaved  # noqa: E402
 
 
@@ -151,14 +152,16 @@ def chunks(short: bool, repeats: int) -> None:
         print(f"chunk {cell.chunk:<4} time {ratio:5.2f}   peak {step.peak / 1e6:6.2f} MB")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--short", action="store_true", help="a small cell and few steps")
-    parser.add_argument("--repeats", type=int, default=None, help="training steps to time")
-    args = parser.parse_args()
+def make_parser() -> Command:
+    parser = Command(__doc__, short={"repeats": 3})
+    parser.add_argument("--repeats", type=count, default=9, help="training steps to time")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = make_parser().parse(argv)
     channels, side, batch = ([8, 16, 24], 16, 2) if args.short else ([48, 96, 144, 192], 32, 4)
     steps = [2, 4] if args.short else [2, 4, 8, 16]
-    repeats = args.repeats or (3 if args.short else 9)
     torch.set_num_threads(1)
     torch.manual_seed(0)
     state = 4 * batch * sum(c * (side >> i) ** 2 for i, c in enumerate(channels))
@@ -169,19 +172,19 @@ def main() -> None:
         f"{state / 1e6:.2f} MB"
     )
     print("T    held: reversible  autograd   peak: reversible  autograd   time ratio: cpu   clock")
-    for num_steps in steps:
+    for num_steps in tqdm(steps, leave=False, disable=None):
         ours = build(channels, 0.5)
         plain = copy.deepcopy(ours)
         plain.memory = "autograd"
         x_seq = [torch.randn(batch, 3, side, side)] * num_steps
         held, peak = memory(ours, x_seq, state)
         held_plain, peak_plain = memory(plain, x_seq, state)
-        cpu, clock = time_ratios(ours, plain, x_seq, repeats)
+        cpu, clock = time_ratios(ours, plain, x_seq, args.repeats)
         print(
             f"{num_steps:<4} {held:>16.3f}  {held_plain:>8.2f}   {peak:>16.2f}  {peak_plain:>8.2f}"
             f"   {cpu:>15.2f}   {clock:>5.2f}"
         )
-    chunks(args.short, repeats)
+    chunks(args.short, args.repeats)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ Usage: python examples/benchmarks/turn_on.py [--device cpu|cuda] [--short] [--js
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import platform
@@ -32,6 +31,7 @@ from sj_ext.surrogate import Rect
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1])]  # examples/, also as a script
 
+from command_line import Command, device, new_file  # noqa: E402
 from timing import interleaved  # noqa: E402
 
 
@@ -235,19 +235,20 @@ def time_node(node, inputs, grad, repeats) -> dict[str, float]:
     return {"forward_ms": forward_ms, "backward_ms": both_ms - forward_ms, "both_ms": both_ms}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--short", action="store_true", help="two sizes and few repeats")
-    parser.add_argument("--json", help="file to write the figures to")
-    arguments = parser.parse_args()
+def make_parser() -> Command:
+    parser = Command(__doc__, short={})
+    parser.add_argument("--device", type=device, default="cpu", help="cpu or cuda")
+    parser.add_argument("--json", type=new_file, help="file to write the figures to")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = make_parser().parse(argv)
     print(
         f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch "
         f"{torch.__version__}, SpikingJelly {host.VERSION}"
     )
     if arguments.device == "cuda":
-        if not torch.cuda.is_available():
-            raise SystemExit("--device cuda: PyTorch finds no CUDA device here")
         rows = gpu_report(arguments.short)
     else:
         rows = cpu_report(arguments.short)

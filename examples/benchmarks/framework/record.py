@@ -22,6 +22,10 @@ from sj_ext import __version__, host
 SIZES = ("short", "medium", "full")
 
 
+class AnotherRecord(RuntimeError):
+    """The record that is there was made elsewhere, or of something else."""
+
+
 @dataclass(frozen=True)
 class Context:
     """What all cells of a run share.
@@ -87,7 +91,7 @@ class Record:
         """The record at ``path`` to go on with, or a new one.
 
         Raises:
-            RuntimeError: if the record there was made on another machine, with other versions or
+            AnotherRecord: if the record there was made on another machine, with other versions or
                 other data.
         """
         now = environment(context, images)
@@ -95,7 +99,7 @@ class Record:
             record = cls.read(path)
             differs = {k for k in now if record.environment.get(k) != now[k]}
             if differs:
-                raise RuntimeError(
+                raise AnotherRecord(
                     f"{path} was made with another {', '.join(sorted(differs))}: "
                     "move it away or choose another --output"
                 )
