@@ -348,7 +348,12 @@ METHODS = (
         "conversion",
         "run-time thresholds scaled, soft reset (RMP)",
         (Name("ann2snn.presets.rmp", OURS, partial(_ours, T=8)),),
-        "of the same authors' coding by two spikes (TSC) there is none",
+    ),
+    Method(
+        "conversion",
+        "coding by the distance of two spikes (TSC)",
+        (Name("ann2snn.presets.tsc", OURS, partial(_ours, T=T)),),
+        "experimental: the published neuron's rule was not at hand",
     ),
     Method(
         "conversion",

@@ -18,6 +18,7 @@ from .replace import Replacements, replace_activations
 from .report import LayerReport, Report, evaluate, report
 from .site import CountMaxPool, Scaler, SpikingSite
 from .tandem import progressive_tandem
+from .two_spike import TwoSpikeNode, latency
 
 __all__ = [
     "ComposedRecipe",
@@ -29,11 +30,13 @@ __all__ = [
     "Report",
     "Scaler",
     "SpikingSite",
+    "TwoSpikeNode",
     "activation",
     "calibrate",
     "convert",
     "evaluate",
     "fold_scales",
+    "latency",
     "neuron",
     "presets",
     "progressive_tandem",

@@ -28,6 +28,7 @@ __all__ = [
     "rmp",
     "spike_norm",
     "spiking_yolo",
+    "tsc",
 ]
 
 Encoder = Callable[[Any], Any] | None
@@ -99,6 +100,37 @@ def rmp(
     """
     rule = RunTime(T, alpha, "soft", encoder)
     return _recipe(calibration, {"threshold": rule, "v_init": 0.0}, options)
+
+
+def tsc(calibration: Any, T: int, q: float = 99.9, **options: Any) -> ComposedRecipe:
+    r"""Temporal switch coding: each value is the distance of two spikes. Experimental.
+
+    .. warning:: Experimental. The published neuron's rule was not at hand; see
+        :class:`~sj_ext.ann2snn.TwoSpikeNode` for the reading that is built here, and no published
+        accuracy is claimed. Any threshold rule goes that needs no converted network.
+
+    Layers work one window after the other, so that the network is exactly the one whose activations
+    are :math:`\theta \, \mathrm{clip}(\lfloor T z / \theta \rfloor, 0, T) / T`, and its answer
+    takes a window for each layer: :func:`~sj_ext.ann2snn.latency` steps, which ``evaluate`` runs
+    before it takes the mean of the steps after them.
+
+    Args:
+        calibration: data, as :class:`~sj_ext.ann2snn.ComposedRecipe` takes them.
+        T: steps of a window.
+        q: percentile for the thresholds, in (0, 100].
+        **options: of the recipe; ``v_init=0.5`` rounds in place of rounding down.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        ValueError: an argument out of range.
+
+    Source: Han and Roy, "Deep Spiking Neural Network: Energy Efficiency Through Time Based Coding",
+    ECCV 2020.
+    """
+    defaults = {"threshold": Percentile(q), "v_init": 0.0, "T": T, "coding": "two_spikes"}
+    return _recipe(calibration, defaults, options)
 
 
 def spiking_yolo(calibration: Any, q: float = 99.9, **options: Any) -> ComposedRecipe:

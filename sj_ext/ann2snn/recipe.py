@@ -16,6 +16,7 @@ from .neuron import ConversionIFNode, checked_negative
 from .operations import fix_for, pooling_of, unsupported_nodes
 from .site import CountMaxPool, SpikingSite, StepGraph
 from .threshold import Percentile, Threshold, all_alive, bound_of
+from .two_spike import TwoSpikeNode
 
 __all__ = ["ComposedRecipe", "convert"]
 
@@ -54,10 +55,14 @@ class ComposedRecipe(host.ConversionRecipe):
         maxpool: ``'count'`` (exact in the mean), ``'pre_spike'`` (pools the currents before the
             neuron) or ``'raise'``.
         surrogate_function: of the neurons, for training afterwards.
+        coding: ``'rate'``; or, experimental, ``'two_spikes'``, whose neurons are
+            :class:`TwoSpikeNode` with a window of ``T`` steps. They have no reset, negative spikes
+            or constant current, and nothing is calibrated.
 
     Raises:
         TypeError: an argument of the wrong kind.
-        ValueError: an argument out of range, data missing, or a ``shift_T`` that is not ``T``.
+        ValueError: an argument out of range, data missing, a ``shift_T`` that is not ``T``, or
+            parts that the coding does not have.
 
     Source: the parts are those of eleven papers; :mod:`sj_ext.ann2snn.presets` names them.
     """
@@ -76,6 +81,7 @@ class ComposedRecipe(host.ConversionRecipe):
         unsupported: str = "raise",
         maxpool: str = "count",
         surrogate_function: Any = None,
+        coding: str = "rate",
     ):
         self.threshold = Percentile(99.9) if threshold is None else threshold
         if not isinstance(self.threshold, Threshold):
@@ -103,7 +109,25 @@ class ComposedRecipe(host.ConversionRecipe):
         self.calibration, self.v_init, self.shift_T = calibration, v_init, shift_T
         self.negative, self.reset = negative, reset
         self.surrogate_function = surrogate_function
+        self.coding = checks.choice("coding", coding, ("rate", "two_spikes"))
+        if coding == "two_spikes":
+            self._check_two_spikes()
         self._node(nn.ReLU())  # raises now if the options do not go together
+
+    def _check_two_spikes(self) -> None:
+        """Raise at parts that only a rate has."""
+        settles = type(self.threshold).settle is not Threshold.settle
+        for name, given, why in (
+            ("negative", self.negative, self.negative is not None),
+            ("reset", self.reset, self.reset != "soft"),
+            ("shift_T", self.shift_T, self.shift_T is not None),
+            ("v_init", self.v_init, isinstance(self.v_init, str)),
+            ("maxpool", self.maxpool, self.maxpool == "pre_spike"),
+            ("threshold", type(self.threshold).__name__, settles),
+            ("calibrations", [type(c).__name__ for c in self.calibrations], self.calibrations),
+        ):
+            if why:
+                raise ValueError(f"{name}={given!r} does not go together with coding='two_spikes'")
 
     # the host's template, in its order ------------------------------------------------------------
 
@@ -180,6 +204,11 @@ class ComposedRecipe(host.ConversionRecipe):
                     f"node {node.name!r} (max pooling): maxpool='count' or 'pre_spike', or train "
                     f"with average pooling"
                 )
+            if self.coding == "two_spikes" and _pools_other_than_switches(graph, node):
+                problems.append(
+                    f"node {node.name!r} (max pooling): with coding='two_spikes' it must follow an "
+                    f"activation"
+                )
         if problems and self.unsupported == "raise":
             raise ValueError(
                 "net cannot be converted as it is: " + "; ".join(problems) + ". unsupported='keep' "
@@ -192,16 +221,19 @@ class ComposedRecipe(host.ConversionRecipe):
             self.negative is not None and self.negative[0] in ("l", "leaky")
         )
 
-    def _node(self, activation: Any) -> ConversionIFNode:
+    def _node(self, activation: Any) -> ConversionIFNode | TwoSpikeNode:
+        options: dict[str, Any] = {}
+        if self.surrogate_function is not None:
+            options["surrogate_function"] = self.surrogate_function
+        if self.coding == "two_spikes":
+            start: Any = self.v_init
+            return TwoSpikeNode(self.T, v_init=start, **options)
         negative: Any = None
         leaky = isinstance(activation, nn.LeakyReLU)
         if leaky and self.negative == "leaky":
             negative = ("leaky", float(activation.negative_slope))
         elif isinstance(self.negative, tuple) and (self.negative[0] == "leaky") == leaky:
             negative = self.negative
-        options: dict[str, Any] = {}
-        if self.surrogate_function is not None:
-            options["surrogate_function"] = self.surrogate_function
         return ConversionIFNode(
             v_init=self.v_init,
             reset=self.reset,
@@ -225,7 +257,7 @@ class ComposedRecipe(host.ConversionRecipe):
             steps.put(node, [f"{name}.{part}" for part in ("scaler0", "if_node", "scaler1")])
         for node in list(graph.graph.nodes):
             pool = pooling_of(graph, node)
-            if pool is not None and self.maxpool == "count":
+            if pool is not None and self.maxpool == "count" and self.coding == "rate":
                 name = free_name(graph, f"{node.name}_count")
                 put_submodule(graph, name, CountMaxPool(pool))
                 steps.put(node, [name])
@@ -327,6 +359,17 @@ def _check_folded(
                 "norm over another axis than the layer's before it, or control flow that tracing "
                 "fixed, can be the reason"
             )
+
+
+def _pools_other_than_switches(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a node pools something else than an activation.
+
+    Switches of one window go on together, so that the largest of them at each step is the switch of
+    the largest value; of sums that is not so.
+    """
+    if pooling_of(graph, node) is None:
+        return False
+    return (node.args[0] if node.args else None) not in activation_nodes(graph).values()
 
 
 def _pool_before_activations(graph: fx.GraphModule) -> None:

@@ -16,6 +16,7 @@ from .neuron import ConversionIFNode
 from .observe import sites
 from .site import SpikingSite, StepGraph
 from .threshold import channel_axis
+from .two_spike import TwoSpikeNode
 
 __all__ = ["refine"]
 
@@ -60,6 +61,8 @@ def refine(
         raise TypeError(
             f"snn must be a converted network (a GraphModule), got {type(snn).__name__}"
         )
+    if any(isinstance(module, TwoSpikeNode) for module in snn.modules()):
+        raise ValueError("snn codes by two spikes, for which there are no calibrations")
     trained = prepare(ann)
     _adopt(snn, trained)
     _check_same(snn, trained)

@@ -14,6 +14,7 @@ from .data import Batches
 from .graph import evaluating, prepare
 from .observe import single_steps, sites, watch_activations, watch_steps
 from .site import SpikingSite
+from .two_spike import latency, window_of
 
 __all__ = ["LayerReport", "Report", "evaluate", "report"]
 
@@ -90,8 +91,8 @@ def report(
         TypeError: ``data`` of another kind.
         ValueError: ``snn`` has no spiking layer of a conversion, or ``ann`` other activations.
     """
-    steps = _checked_steps(T)
     layers = sites(snn)
+    steps = _checked_steps(T, snn) if data is not None else []
     entries = {name: _told(name, site) for name, site in layers.items()}
     if data is None:
         return Report(list(entries.values()))
@@ -119,6 +120,9 @@ def evaluate(
 ) -> dict[int, float]:
     """How good the mean output is after each number of steps, in one run.
 
+    A network of :class:`~sj_ext.ann2snn.TwoSpikeNode` runs for its
+    :func:`~sj_ext.ann2snn.latency` first, and the mean is that of the steps after it.
+
     Args:
         snn: a converted network, or any stateful one; it is reset before and after.
         loader: batches of input and label, as a recipe takes them.
@@ -133,9 +137,10 @@ def evaluate(
 
     Raises:
         TypeError: ``loader`` of another kind.
-        ValueError: no labels where they are needed, or ``T`` out of range.
+        ValueError: no labels where they are needed, or ``T`` out of range or, for a network of
+            :class:`~sj_ext.ann2snn.TwoSpikeNode`, no multiple of its window.
     """
-    steps = _checked_steps(T)
+    steps = _checked_steps(T, snn)
     parameter = next(snn.parameters(), None)
     batches = Batches(loader, "cpu" if parameter is None else parameter.device)
     largest = metric is None and reference is not None
@@ -148,6 +153,8 @@ def evaluate(
             target = label if reference is None else _output(reference, x)
             host.functional.reset_net(snn)
             total: Any = None
+            for _ in range(latency(snn)):
+                snn(x)
             for step in range(1, steps[-1] + 1):
                 total = _added(total, snn(x))
                 if step in totals:
@@ -160,10 +167,16 @@ def evaluate(
     return totals if largest else {step: total / count for step, total in totals.items()}
 
 
-def _checked_steps(T: int | Sequence[int]) -> list[int]:
+def _checked_steps(T: int | Sequence[int], snn: nn.Module) -> list[int]:
     steps = [T] if isinstance(T, int) else list(T)
     if not steps:
         raise ValueError("T must have at least one number of steps, got none")
+    window = window_of(snn)
+    for step in steps:
+        if checks.integer("T", step, at_least=1) % window:
+            raise ValueError(
+                f"T must be whole windows of {window} steps of this network, got {step}"
+            )
     return sorted({checks.integer("T", t, at_least=1) for t in steps})
 
 
@@ -200,10 +213,8 @@ def _scaled(total: Any, factor: float) -> Any:
 
 
 def _told(name: str, site: SpikingSite) -> LayerReport:
-    v_init = getattr(site.if_node, "v_init", torch.zeros(()))
-    return LayerReport(
-        name, float(site.threshold.mean()), float(v_init.mean()), float(site.gain.mean())
-    )
+    v_init = torch.as_tensor(getattr(site.if_node, "v_init", 0.0)).double().mean()
+    return LayerReport(name, float(site.threshold.mean()), float(v_init), float(site.gain.mean()))
 
 
 def _run(
@@ -217,16 +228,20 @@ def _run(
 ) -> None:
     units, spikes, full, silent = 0, 0.0, 0, 0
     errors = dict.fromkeys(steps, 0.0)
+    after = latency(snn)
     for number, x in enumerate(batches.inputs()):
         total: list[torch.Tensor] = []
 
         def see(step: int, _: Any, spike: Any, total: list[Any] = total, n: int = number) -> None:
+            step += 1 - after
+            if step < 1:
+                return
             total[:] = [spike.clone() if not total else total[0] + spike]
-            if step + 1 in errors and wanted:
-                mean = total[0] * site.threshold / (step + 1)
-                errors[step + 1] += float((mean - wanted[n]).square().sum())
+            if step in errors and wanted:
+                mean = total[0] * site.threshold / step
+                errors[step] += float((mean - wanted[n]).square().sum())
 
-        watch_steps(snn, x, steps[-1], site.if_node, see)
+        watch_steps(snn, x, after + steps[-1], site.if_node, see)
         rate = total[0] / steps[-1]
         units += rate.numel()
         spikes += float(rate.sum())

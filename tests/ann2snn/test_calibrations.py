@@ -139,6 +139,7 @@ PRESETS = {
     "qcfs": lambda x: presets.qcfs(),
     "residual_compensation": lambda x: presets.residual_compensation(x, 8),
     "low_latency": lambda x: presets.low_latency(x, T),
+    "tsc": lambda x: presets.tsc(x, T),
 }
 
 
