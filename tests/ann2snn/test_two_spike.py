@@ -74,7 +74,8 @@ NETS = {
 @pytest.mark.parametrize("name", NETS)
 def test_sums_concatenation_and_pooling_are_exact_too(name):
     net, cal = warmed(NETS[name]()), images()
-    rule = threshold.Percentile(99.0, "channel")
+    # per channel, a dead branch of a sum would make a tie of what rounding down decides
+    rule = threshold.Percentile(99.0, "layer" if name == "residual" else "channel")
     snn = convert(net, presets.tsc(cal, T, threshold=rule))
     floored = prepare(net)
     for layer, site in sites(snn).items():
