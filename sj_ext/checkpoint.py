@@ -11,9 +11,12 @@ from typing import Any, BinaryIO
 
 import torch
 
+from .arguments import checked
+
 __all__ = ["load_checkpoint", "save_checkpoint"]
 
 
+@checked
 def save_checkpoint(state: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Save ``state`` such that ``path`` holds a whole checkpoint at every moment.
 
@@ -53,6 +56,7 @@ def save_checkpoint(state: Mapping[str, Any], path: str | os.PathLike[str]) -> N
         raise OSError(cause.errno, message, str(path)) from error
 
 
+@checked
 def load_checkpoint(
     path: str | os.PathLike[str], *, map_location: torch.device | str | None = None
 ) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from torch import nn
 
 __all__ = [
     "choice",
+    "device",
     "flag",
     "floating",
     "function",
@@ -57,12 +58,12 @@ def number(
     """
     allowed = _bounds(above, at_least, below, at_most)
     if not isinstance(value, Real) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a number{_aside(allowed)}, got {_shown(value)}")
+        raise TypeError(f"{name} must be a number{_aside(allowed)}, got {shown(value)}")
     found = float(value)
     if not math.isfinite(found):
         raise ValueError(f"{name} must be a finite number{_aside(allowed)}, got {found}")
     if _outside(found, above, at_least, below, at_most):
-        raise ValueError(f"{name} must be {allowed}, got {_shown(value)}")
+        raise ValueError(f"{name} must be {allowed}, got {shown(value)}")
     return found
 
 
@@ -83,7 +84,7 @@ def integer(
     """
     allowed = _bounds(None, at_least, None, at_most)
     if not isinstance(value, Integral) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an integer{_aside(allowed)}, got {_shown(value)}")
+        raise TypeError(f"{name} must be an integer{_aside(allowed)}, got {shown(value)}")
     found = int(value)
     if _outside(found, None, at_least, None, at_most):
         raise ValueError(f"{name} must be {allowed}, got {found}")
@@ -105,10 +106,10 @@ def numbers(name: str, values: Any, **bounds: float | None) -> tuple[float, ...]
     if isinstance(values, torch.Tensor):
         values = values.tolist()
     if isinstance(values, str) or not isinstance(values, Iterable):
-        raise TypeError(f"{name} must be a sequence of numbers, got {_shown(values)}")
+        raise TypeError(f"{name} must be a sequence of numbers, got {shown(values)}")
     found = tuple(number(f"{name}[{i}]", value, **bounds) for i, value in enumerate(values))
     if not found:
-        raise ValueError(f"{name} must hold at least one number, got {_shown(values)}")
+        raise ValueError(f"{name} must hold at least one number, got {shown(values)}")
     return found
 
 
@@ -123,7 +124,7 @@ def flag(name: str, value: Any) -> bool:
         TypeError: it is something else.
     """
     if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {_shown(value)}")
+        raise TypeError(f"{name} must be True or False, got {shown(value)}")
     return value
 
 
@@ -140,12 +141,32 @@ def choice(name: str, value: V, allowed: Collection[V]) -> V:
         ValueError: it is of their kind, and none of them.
     """
     kinds = tuple({type(one) for one in allowed})
-    message = f"{name} must be one of {tuple(allowed)}, got {_shown(value)}"
+    message = f"{name} must be one of {tuple(allowed)}, got {shown(value)}"
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         raise TypeError(message)
     if value not in allowed:
         raise ValueError(message)
     return value
+
+
+def device(name: str, value: Any) -> torch.device:
+    """``value`` as a device.
+
+    Args:
+        name: how the caller's user knows the argument.
+        value: a device, or its name.
+
+    Raises:
+        TypeError: it is neither.
+        ValueError: no device has this name.
+    """
+    message = f"{name} must be a device or its name, such as 'cpu' or 'cuda:0', got {shown(value)}"
+    if not isinstance(value, str | torch.device):
+        raise TypeError(message)
+    try:
+        return torch.device(value)
+    except RuntimeError as error:
+        raise ValueError(message) from error
 
 
 def shape(name: str, value: Any, *, length: int | None = None) -> tuple[int, ...]:
@@ -161,7 +182,7 @@ def shape(name: str, value: Any, *, length: int | None = None) -> tuple[int, ...
         ValueError: a size is below 1, or there are not ``length`` of them.
     """
     many = "sizes" if length is None else f"{length} sizes"
-    message = f"{name} must be {many} above 0, got {_shown(value)}"
+    message = f"{name} must be {many} above 0, got {shown(value)}"
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise TypeError(message)
     if any(not isinstance(size, Integral) or isinstance(size, bool) for size in value):
@@ -183,7 +204,7 @@ def function(name: str, value: V, what: str = "a function") -> V:
         TypeError: it cannot be called.
     """
     if not callable(value):
-        raise TypeError(f"{name} must be {what}, got {_shown(value)}")
+        raise TypeError(f"{name} must be {what}, got {shown(value)}")
     return value
 
 
@@ -218,7 +239,7 @@ def module(name: str, value: Any, kind: type[V] | None = None) -> V:
     wanted: Any = nn.Module if kind is None else kind
     if isinstance(value, type) or not isinstance(value, wanted):
         what = "torch.nn.Module" if kind is None else wanted.__name__
-        raise TypeError(f"{name} must be a {what}, got {_shown(value)}")
+        raise TypeError(f"{name} must be a {what}, got {shown(value)}")
     return value
 
 
@@ -235,7 +256,7 @@ def tensor(name: str, value: Any, *, dims: int | Collection[int] | None = None) 
         ValueError: it has another number of axes.
     """
     if not isinstance(value, torch.Tensor):
-        raise TypeError(f"{name} must be a tensor, got {_shown(value)}")
+        raise TypeError(f"{name} must be a tensor, got {shown(value)}")
     allowed = (dims,) if isinstance(dims, int) else dims
     if allowed is not None and value.dim() not in allowed:
         many = " or ".join(map(str, allowed))
@@ -292,7 +313,7 @@ def _aside(bounds: str) -> str:
     return f" {of}{bounds}" if bounds else ""
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """A value in an error: short, and with its kind where that says more."""
     if isinstance(value, torch.Tensor):
         return f"a tensor of shape {list(value.shape)} and dtype {value.dtype}"

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import checks
 from .functional.loss import (
     last_step,
     lts_cross_entropy,
@@ -246,6 +247,6 @@ def _vector(name: str, value: Tensor | Sequence[float] | None) -> Tensor | None:
     """A buffer's value; its size is known when the logits are."""
     if value is None:
         return None
-    if isinstance(value, str) or not isinstance(value, Tensor | Sequence):
-        raise TypeError(f"{name} must be a tensor or a sequence, got {value!r}")
-    return torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else torch.float32)
+    if isinstance(value, Tensor):
+        return value
+    return torch.tensor(checks.numbers(name, value), dtype=torch.float32)

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from . import checks, host
+from .arguments import renamed
 
 __all__ = ["no_weight_decay", "parameter_groups"]
 
@@ -37,8 +38,9 @@ _KINDS = ("bias", "norm", "neuron", "named")
 _WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
 
 
+@renamed(module="model")
 def parameter_groups(
-    module: nn.Module,
+    model: nn.Module,
     weight_decay: float,
     lr: float | None = None,
     *,
@@ -50,7 +52,7 @@ def parameter_groups(
     FSDP, ``torch.compile``, ``AveragedModel``, checkpoint wrappers, parametrizations.
 
     Args:
-        module: the model; lazy parameters may be there, since they stay the same objects.
+        model: the network; lazy parameters may be there, since they stay the same objects.
         weight_decay: weight decay of the first group, 0 or more.
         lr: learning rate of both groups; the optimizer's own if ``None``.
         without: the kinds of parameters that have none:
@@ -80,8 +82,8 @@ def parameter_groups(
     checks.number("weight_decay", weight_decay, at_least=0)
     if lr is not None:
         checks.number("lr", lr, at_least=0)
-    names = no_weight_decay(module, without=without)
-    named = list(module.named_parameters())
+    names = no_weight_decay(model, without=without)
+    named = list(model.named_parameters())
     groups: list[dict[str, Any]] = [
         {"params": [p for name, p in named if name not in names], "weight_decay": weight_decay},
         {"params": [p for name, p in named if name in names], "weight_decay": 0.0},
@@ -92,7 +94,8 @@ def parameter_groups(
     return groups
 
 
-def no_weight_decay(module: nn.Module, *, without: Collection[str] = _KINDS) -> set[str]:
+@renamed(module="model")
+def no_weight_decay(model: nn.Module, *, without: Collection[str] = _KINDS) -> set[str]:
     """Names of the parameters that weight decay must leave alone, as ``named_parameters`` has them.
 
     timm's optimizer factory asks a model for them by the method ``no_weight_decay()``. The models
@@ -100,27 +103,27 @@ def no_weight_decay(module: nn.Module, *, without: Collection[str] = _KINDS) -> 
     your own write ``def no_weight_decay(self): return sj_ext.no_weight_decay(self)``.
 
     Args:
-        module: the model.
+        model: the network.
         without: as for :func:`parameter_groups`.
 
     Raises:
         TypeError, ValueError: as :func:`parameter_groups`.
     """
-    checks.module("module", module)
+    checks.module("model", model)
     kinds = _checked_kinds(without)
     exempt: set[int] = set()
-    for child in module.modules():
+    for child in model.modules():
         for name, parameter in _own_parameters(child):
             if getattr(parameter, "_is_flat_param", False):
                 raise ValueError(
-                    "module holds a flat parameter of FSDP, in which those with and without weight "
+                    "model holds a flat parameter of FSDP, in which those with and without weight "
                     "decay are one: wrap it with use_orig_params=True, or use fully_shard"
                 )
             if kinds & _kinds_of(child, name):
                 exempt.add(id(parameter))
         if "named" in kinds:
             exempt |= _named_by(child)
-    return {name for name, parameter in module.named_parameters() if id(parameter) in exempt}
+    return {name for name, parameter in model.named_parameters() if id(parameter) in exempt}
 
 
 def answer_no_weight_decay(module: nn.Module) -> None:

@@ -95,7 +95,7 @@ class _Rectangle(_CudaWindow):
     """What the open and the closed window share."""
 
     def __init__(self, alpha: float = 1.0, spiking: bool = True):
-        super().__init__(checks.number("alpha", alpha, above=0), spiking)
+        super().__init__(checks.number("alpha", alpha, above=0), checks.flag("spiking", spiking))
 
     @staticmethod
     def primitive_function(x: torch.Tensor, alpha: float) -> torch.Tensor:
@@ -236,7 +236,8 @@ class DSpike(_CudaWindow):
 
     def __init__(self, temperature: float = 3.0, spiking: bool = True, *, learnable: bool = False):
         b = checks.number("temperature", temperature, above=0)
-        super().__init__(nn.Parameter(torch.tensor(b)) if learnable else b, spiking)
+        start = nn.Parameter(torch.tensor(b)) if checks.flag("learnable", learnable) else b
+        super().__init__(start, checks.flag("spiking", spiking))
 
     @property
     def learnable(self) -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from . import checks, host
+from .arguments import renamed
 from .materialization import materialize
 from .neuron import LearnableInitialPotential, with_learnable_imp
 from .parameters import answer_no_weight_decay
@@ -33,24 +34,25 @@ _HOOKS = (
 )
 
 
+@renamed(module="model")
 def swap_neurons(
-    module: nn.Module,
+    model: nn.Module,
     mapping: Mapping[type, type],
     *,
     example_input: Any = None,
     **overrides: Any,
 ) -> int:
-    """Replace neurons of exactly the mapped classes, in place, anywhere below ``module``.
+    """Replace neurons of exactly the mapped classes, in place, anywhere below ``model``.
 
     A new neuron keeps the old one's hyper-parameters (all of them if it is the same neuron with a
     learnable initial potential, else those that both constructors have, by name), learned
     parameters and buffers (the same tensors, so that an optimizer that holds them goes on),
     surrogate, step mode, backend, device, dtype, train or eval flag and hooks. A neuron that stands
-    in several places stays shared. ``module.no_weight_decay()`` then names the parameters that
+    in several places stays shared. ``model.no_weight_decay()`` then names the parameters that
     :func:`sj_ext.no_weight_decay` does, for timm's optimizer factory.
 
     Args:
-        module: the network; it may not be one of the neurons itself.
+        model: the network; it may not be one of the neurons itself.
         mapping: old class to new class, for example ``{neuron.LIFNode: IMPLIFNode}``. Subclasses of
             an old class are left alone.
         example_input: a batch as the network takes it, or a tuple of its inputs: the sizes of the
@@ -63,21 +65,21 @@ def swap_neurons(
     Raises:
         TypeError: a key that is not a module class, a value that is not a neuron class, or an
             override that a new class does not take.
-        ValueError: nothing was replaced, or ``module`` itself is a neuron to be replaced.
+        ValueError: nothing was replaced, or ``model`` itself is a neuron to be replaced.
 
     Warns:
         UserWarning: a plain list, tuple, dict or attribute of a module still holds a replaced
             neuron, or an optimizer was built before the swap and lacks the new parameters.
     """
-    checks.module("module", module)
+    checks.module("model", model)
     _check_mapping(mapping, overrides)
-    if type(module) in mapping:
+    if type(model) in mapping:
         raise ValueError(
-            f"module itself is a {type(module).__name__}, which cannot be replaced in place: put "
+            f"model itself is a {type(model).__name__}, which cannot be replaced in place: put "
             f"it into a container, or build the new neuron directly"
         )
     swapped: dict[nn.Module, nn.Module] = {}
-    for parent, tensor in _parents_with_a_tensor(module):
+    for parent, tensor in _parents_with_a_tensor(model):
         for name, child in parent._modules.items():
             target = mapping.get(type(child))
             if child is None or target is None:
@@ -88,19 +90,19 @@ def swap_neurons(
     if not swapped:
         names = ", ".join(old.__name__ for old in mapping)
         present = sorted(
-            {type(m).__name__ for m in module.modules() if isinstance(m, host.base.MemoryModule)}
+            {type(m).__name__ for m in model.modules() if isinstance(m, host.base.MemoryModule)}
         )
         raise ValueError(
             f"mapping: the network has no {names}; the stateful modules that it has are "
             f"{', '.join(present) or 'none'}"
         )
-    answer_no_weight_decay(module)
-    host.structure_changed(module)  # 2.x remembers what there is to reset
-    _warn_of_left_references(module, swapped)
+    answer_no_weight_decay(model)
+    host.structure_changed(model)  # 2.x remembers what there is to reset
+    _warn_of_left_references(model, swapped)
     if example_input is not None:
         inputs = example_input if isinstance(example_input, tuple) else (example_input,)
-        materialize(module, *inputs)
-    _warn_of_optimizers(module, swapped)
+        materialize(model, *inputs)
+    _warn_of_optimizers(model, swapped)
     return len(swapped)
 
 

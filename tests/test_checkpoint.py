@@ -184,7 +184,7 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path, monkeypatch):
 
 
 def test_wrong_arguments_and_files_are_named(tmp_path):
-    with pytest.raises(TypeError, match="state must be a mapping of names, got list"):
+    with pytest.raises(TypeError, match="state must be a mapping, got "):
         save_checkpoint([1], tmp_path / "run.pt")
     with pytest.raises(FileNotFoundError):
         load_checkpoint(tmp_path / "run.pt")

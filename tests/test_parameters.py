@@ -208,7 +208,7 @@ def test_names_that_a_model_gives_count_inside_wrappers_too(wrapper, group):
 @pytest.mark.filterwarnings("ignore")
 def test_flat_parameters_cannot_be_told_apart(group):
     flat = FSDP(small(), use_orig_params=False, device_id=torch.device("cpu"))
-    with pytest.raises(ValueError, match="module holds a flat parameter.*use_orig_params=True"):
+    with pytest.raises(ValueError, match="model holds a flat parameter.*use_orig_params=True"):
         sj_ext.parameter_groups(flat, 0.1)
 
 
@@ -312,7 +312,7 @@ def test_negative_rates_are_refused(kwargs):
 def test_wrong_arguments(error, message, arguments):
     with pytest.raises(error, match=message):
         sj_ext.parameter_groups(nn.Linear(1, 1), **arguments)
-    with pytest.raises(TypeError, match="module must be a torch.nn.Module"):
+    with pytest.raises(TypeError, match="model must be a torch.nn.Module"):
         sj_ext.parameter_groups([nn.Linear(1, 1)], 0.1)
 
 

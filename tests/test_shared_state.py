@@ -17,6 +17,8 @@ from sj_ext.neuron import with_learnable_imp
 
 #: everything in the package that could change, and why it may be there
 ALLOWED = {
+    "sj_ext.arguments._PLAIN": "a table that is only read",
+    "sj_ext.arguments._SEVERAL": "a table that is only read",
     "sj_ext.analysis.energy._CONVOLUTIONS": "a table that is only read",
     "sj_ext.neuron.imp.OWN_KEYWORDS": "a table that is only read",
     "sj_ext.neuron.initial_potential.OWN_KEYWORDS": "a table that is only read",
@@ -49,6 +51,7 @@ ALLOWED = {
     "sj_ext.pruning.selection.compiled.BITS": "a table that is only read",
     "sj_ext.pruning.selection.compiled.PLACES": "a table that is only read",
     "sj_ext.pruning.selection.compiled.scanner": "a cache: compiling twice gives the same function",
+    "sj_ext.host.checked._CHECKS": "a table that is only read",
     "sj_ext.host.generation1._GENERATED": "a table that is only read",
     "sj_ext.host.generation.MARKS": "a table that is only read",
     "sj_ext.ann2snn.graph._CALLS": "a table that is only read",

@@ -226,7 +226,7 @@ def test_bad_mapping_is_named(mapping, overrides, error, words):
 
 
 def test_a_neuron_alone_cannot_be_swapped_in_place():
-    with pytest.raises(ValueError, match="module itself"):
+    with pytest.raises(ValueError, match="model itself"):
         sj_ext.swap_neurons(neuron.IFNode(), TO_IMP)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from .. import checks, host
+from ..arguments import checked
 from ..functional.loss_inputs import check_y_seq
 from ..observe import at_rest
 from .axes import axes_or_new
@@ -40,6 +41,7 @@ def per_step_accuracy(
 ) -> Tensor: ...
 
 
+@checked
 def per_step_accuracy(
     outputs: Any, targets: Any, /, *, cumulative: bool = False, num_steps: int | None = None
 ) -> Tensor:
@@ -91,6 +93,7 @@ def per_step_accuracy(
     return right.cpu().double() / count
 
 
+@checked
 def plot_per_step_accuracy(
     accuracies: Mapping[str, Tensor] | Tensor, ax: Axes | None = None
 ) -> Axes:
@@ -123,15 +126,15 @@ def _right(y_seq: Tensor, target: Tensor, cumulative: bool) -> Tensor:
     """How many predictions are right at each step: int64 [T], on the device of y_seq."""
     check_y_seq(y_seq)
     if not isinstance(target, Tensor):
-        raise TypeError(f"target must be a tensor of class indices, got {type(target).__name__}")
+        raise TypeError(f"targets must be a tensor of class indices, got {type(target).__name__}")
     shape = [y_seq.shape[1], *y_seq.shape[3:]]
     if list(target.shape) != shape:
         raise ValueError(
-            f"target must hold class indices of the shape [N], here {shape}, got "
+            f"targets must hold class indices of the shape [N], here {shape}, got "
             f"{list(target.shape)}"
         )
     if target.dtype == torch.bool or target.is_floating_point() or target.is_complex():
-        raise TypeError(f"target must be of an integer dtype, got {target.dtype}")
+        raise TypeError(f"targets must be of an integer dtype, got {target.dtype}")
     if cumulative:
         y_seq = y_seq.cumsum(0)  # the same largest class as the mean
     return (y_seq.argmax(2) == target).flatten(1).sum(1)

@@ -16,9 +16,12 @@ def axes_or_new(ax: Axes | None = None) -> Axes:
     ``ax.figure.savefig(path)`` writes it.
 
     Raises:
+        TypeError: ``ax`` is something else.
         RuntimeError: ``ax`` is None and matplotlib is not installed.
     """
     if ax is not None:
+        if not hasattr(ax, "plot"):
+            raise TypeError(f"ax must be axes of matplotlib or None, got {ax!r}")
         return ax
     try:
         from matplotlib.figure import Figure

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .. import checks, host
+from ..arguments import checked
 from ..layer.attention import MatrixProduct
 from ..observe import at_rest, watching
 
@@ -119,6 +120,7 @@ class SynapticOperations:
         return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1], each])
 
 
+@checked
 def synaptic_operations(
     model: nn.Module, x: torch.Tensor, *, samples: int | None = None
 ) -> SynapticOperations:

@@ -12,12 +12,15 @@ import torch
 from torch import nn
 
 from .. import host
+from ..arguments import checked, renamed
 
 __all__ = ["gradient_similarity"]
 
 
+@renamed(network="model")
+@checked
 def gradient_similarity(
-    network: nn.Module,
+    model: nn.Module,
     loss: Callable[[], torch.Tensor],
     dropped: Iterable[str | nn.Module] | None = None,
     *,
@@ -42,11 +45,11 @@ def gradient_similarity(
     numbers, so dropout is the same in all of them.
 
     Args:
-        network: any network of SpikingJelly modules, in either step mode.
+        model: any network of SpikingJelly modules, in either step mode.
         loss: runs the network and returns a scalar, for example
-            ``lambda: F.cross_entropy(network(x_seq).mean(0), target)``.
+            ``lambda: F.cross_entropy(model(x_seq).mean(0), target)``.
         dropped: the neurons at which the temporal gradient is dropped, as modules or as names from
-            ``network.named_modules()``; any module with memories of its own will do.
+            ``model.named_modules()``; any module with memories of its own will do.
         kept: instead, the only neurons at which it is kept; it is dropped at all others.
         parameters: what the gradient is taken of, by default all parameters that require one.
 
@@ -55,7 +58,7 @@ def gradient_similarity(
         for each neuron dropped by itself, by name. NaN where a gradient is 0.
 
     Raises:
-        TypeError: ``network`` is no module, ``loss`` is not callable, or a neuron is neither a name
+        TypeError: ``model`` is no module, ``loss`` is not callable, or a neuron is neither a name
             nor a module.
         ValueError: both ``dropped`` and ``kept`` are given; a neuron is not part of the network,
             has no memory or does not run single steps; the network has no neurons; the loss is not
@@ -64,22 +67,18 @@ def gradient_similarity(
     Source: the key neurons of "High-Performance Temporal Reversible Spiking Neural Networks with
     O(L) Training Memory and O(1) Inference Cost", ICML 2024, arXiv 2405.16466.
     """
-    if not isinstance(network, nn.Module):
-        raise TypeError(f"network must be a torch.nn.Module, got {type(network).__name__}")
-    if not callable(loss):
-        raise TypeError(f"loss must be a function without arguments, got {type(loss).__name__}")
     if dropped is not None and kept is not None:
         raise ValueError("dropped and kept exclude each other: give one of them")
-    chosen = list(network.parameters() if parameters is None else parameters)
+    chosen = list(model.parameters() if parameters is None else parameters)
     chosen = [p for p in chosen if p.requires_grad]
     if not chosen:
         raise ValueError("parameters must have one that requires a gradient")
-    nodes = _stateful_nodes(network)
-    gradient = functools.partial(_gradient, network, loss, chosen)
+    nodes = _stateful_nodes(model)
+    gradient = functools.partial(_gradient, model, loss, chosen)
     if dropped is None and kept is None:
         if not nodes:
-            raise ValueError("network must have at least one neuron with a memory, got none")
-        with _left_as_it_was(network) as again:
+            raise ValueError("model must have at least one neuron with a memory, got none")
+        with _left_as_it_was(model) as again:
             again()
             full = gradient()
             similarities = {}
@@ -88,11 +87,11 @@ def gradient_similarity(
                 similarities[name] = _cosine(full, gradient([node]))
         return similarities
     if dropped is not None:
-        cut = _resolve("dropped", network, dropped)
+        cut = _resolve("dropped", model, dropped)
     else:
-        stay = {id(node) for node in _resolve("kept", network, kept or ())}
+        stay = {id(node) for node in _resolve("kept", model, kept or ())}
         cut = [node for node in nodes.values() if id(node) not in stay]
-    with _left_as_it_was(network) as again:
+    with _left_as_it_was(model) as again:
         again()
         full = gradient()
         again()

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from .. import checks
+from ..arguments import checked
 from ..layer.attention import MatrixProduct
 from ..observe import at_rest, watching
 
@@ -29,6 +30,7 @@ class LayerInput(NamedTuple):
     rate: float
 
 
+@checked
 def layer_inputs(model: nn.Module, x: torch.Tensor) -> tuple[LayerInput, ...]:
     """Say for every convolution, linear layer and product of an attention what it reads.
 

@@ -10,6 +10,8 @@ import torch
 from torch._C._profiler import _ExtraFields_Allocation, _ProfilerEvent
 from torch.autograd.profiler import profile, record_function
 
+from .. import checks
+from ..arguments import checked
 from .axes import axes_or_new
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ class ActivationMemory(NamedTuple):
     """The most that was live at one moment while the function ran."""
 
 
+@checked
 def activation_memory(
     fn: Callable[[], R], *, device: torch.device | str | None = None
 ) -> tuple[R, ActivationMemory]:
@@ -84,7 +87,7 @@ def activation_memory(
     """
     if not callable(fn):
         raise TypeError(f"fn must be a function without arguments, got {type(fn).__name__}")
-    only = None if device is None else torch.device(device)
+    only = None if device is None else checks.device("device", device)
     if torch._C._autograd._profiler_enabled():
         raise RuntimeError(
             "activation_memory cannot count while a profiler or another activation_memory runs"
@@ -97,6 +100,7 @@ def activation_memory(
     return result, _count(profiler, only)
 
 
+@checked
 def plot_activation_memory(
     measured: Mapping[str, ActivationMemory], ax: Axes | None = None
 ) -> Axes:

@@ -16,12 +16,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from numbers import Real
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from .. import host
+from .. import checks, host
+from ..arguments import checked
 from .axes import axes_or_new
 
 if TYPE_CHECKING:
@@ -128,6 +130,7 @@ def pattern_mapping(
     return reachable
 
 
+@checked
 def plot_firing_patterns(
     patterns: Tensor, labels: Sequence[object] | None = None, ax: Axes | None = None
 ) -> Axes:
@@ -157,6 +160,7 @@ def plot_firing_patterns(
     return ax
 
 
+@checked
 def plot_pattern_mapping(reachable: Tensor, ax: Axes | None = None) -> Axes:
     """Draw which (output, input) pairs are reachable, as a matrix, with their number as the title.
 
@@ -200,7 +204,12 @@ def _fresh(node: nn.Module | None, v_init: object) -> tuple[nn.Module, torch.dty
 def _values(
     name: str, values: Tensor | Sequence[float] | float, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    tensor = torch.as_tensor(values, dtype=dtype, device=device).detach()
+    if isinstance(values, torch.Tensor):
+        tensor = values.detach().to(device, dtype)
+    else:
+        alone = isinstance(values, Real) and not isinstance(values, bool)
+        numbers = checks.numbers(name, (values,) if alone else values)
+        tensor = torch.tensor(numbers, dtype=dtype, device=device)
     if tensor.numel() == 0:
         raise ValueError(f"{name} is empty")
     if not tensor.isfinite().all():

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from .. import checks
+from ..arguments import checked, renamed
 
 __all__ = ["QuantizedClip", "bound_group", "quantized_clip"]
 
@@ -176,11 +177,13 @@ class QuantizedClip(nn.Module):
         )
 
 
-def bound_group(net: nn.Module, **options: Any) -> dict[str, Any]:
+@renamed(net="model")
+@checked
+def bound_group(model: nn.Module, **options: Any) -> dict[str, Any]:
     """A parameter group named ``"bound"`` with the learned bounds of a network.
 
     Args:
-        net: a network with :class:`QuantizedClip` activations.
+        model: a network with :class:`QuantizedClip` activations.
         **options: of the group, such as ``lr`` and ``weight_decay``.
 
     Returns:
@@ -191,11 +194,11 @@ def bound_group(net: nn.Module, **options: Any) -> dict[str, Any]:
     """
     bounds = [
         module.rho
-        for module in net.modules()
+        for module in model.modules()
         if isinstance(module, QuantizedClip) and isinstance(module.rho, nn.Parameter)
     ]
     if not bounds:
-        raise ValueError("net has no QuantizedClip with a learned bound")
+        raise ValueError("model has no QuantizedClip with a learned bound")
     return {"name": "bound", "params": bounds, **options}
 
 

@@ -76,7 +76,7 @@ def trace(
         graph = tracer.trace(net, None if concrete_args is None else dict(concrete_args))
     except Exception as error:
         raise ValueError(
-            f"net: torch.fx cannot trace {type(net).__name__} ({error}); give the class of the "
+            f"model: torch.fx cannot trace {type(net).__name__} ({error}); give the class of the "
             f"part that it stops in as leaf_modules, fix arguments by concrete_args, or pass a "
             f"torch.fx.GraphModule of your own"
         ) from error
@@ -243,7 +243,7 @@ def _as_layers_of_torch(graph: fx.GraphModule) -> None:
         twin = next((c for c in type(module).__mro__ if c.__module__.startswith("torch.nn")), None)
         if twin in (None, nn.Module):
             raise ValueError(
-                f"net: {name!r} is a {type(module).__name__} of the host, which extends no layer "
+                f"model: {name!r} is a {type(module).__name__} of the host, which extends no layer "
                 f"of torch; give a network of torch's layers"
             )
         module.__class__ = twin
@@ -277,7 +277,7 @@ def _fold_norms(graph: fx.GraphModule) -> None:
         before = node.args[0] if node.args else None
         if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is None:
             raise ValueError(
-                f"net: {node.target!r} ({type(norm).__name__}) keeps no running statistics, and "
+                f"model: {node.target!r} ({type(norm).__name__}) keeps no running statistics, and "
                 f"would normalise by the batch of every step"
             )
         if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) > 1:
@@ -330,7 +330,7 @@ def _own_activations(graph: fx.GraphModule) -> None:
 def _check_activation(name: str, module: Any) -> None:
     if isinstance(module, nn.Hardtanh) and module.min_val != 0:
         raise ValueError(
-            f"net: {name!r} is a Hardtanh from {module.min_val}, and only one from 0 has a "
+            f"model: {name!r} is a Hardtanh from {module.min_val}, and only one from 0 has a "
             f"spiking counterpart; replace it by QuantizedClip or clamp(min=0)"
         )
     if hasattr(module, "inplace"):

@@ -9,6 +9,7 @@ import torch
 from torch import fx, nn
 
 from .. import checks, host
+from ..arguments import checked, renamed
 from .corrections import Calibration
 from .data import Batches
 from .graph import activation_nodes, evaluating, free_name, prepare, put_submodule
@@ -185,7 +186,7 @@ class ComposedRecipe(host.ConversionRecipe):
     def _checked(self, graph: fx.GraphModule) -> fx.GraphModule:
         if not activation_nodes(graph):
             raise ValueError(
-                "net has no activation to convert: no ReLU, ReLU6, LeakyReLU, clamp from 0 or "
+                "model has no activation to convert: no ReLU, ReLU6, LeakyReLU, clamp from 0 or "
                 "QuantizedClip was found, neither as a module nor as a call"
             )
         problems = [
@@ -211,7 +212,9 @@ class ComposedRecipe(host.ConversionRecipe):
                 )
         if problems and self.unsupported == "raise":
             raise ValueError(
-                "net cannot be converted as it is: " + "; ".join(problems) + ". unsupported='keep' "
+                "model cannot be converted as it is: "
+                + "; ".join(problems)
+                + ". unsupported='keep' "
                 "leaves such nodes as they are"
             )
         return graph
@@ -268,8 +271,10 @@ class ComposedRecipe(host.ConversionRecipe):
         return graph
 
 
+@renamed(net="model")
+@checked
 def convert(
-    net: nn.Module,
+    model: nn.Module,
     recipe: ComposedRecipe,
     *,
     leaf_modules: Sequence[type] = (),
@@ -286,7 +291,7 @@ def convert(
     spike. The network itself is left as it is.
 
     Args:
-        net: a trained network, or its ``torch.fx.GraphModule``.
+        model: a trained network, or its ``torch.fx.GraphModule``.
         recipe: how; see :mod:`sj_ext.ann2snn.presets` for those with a name.
         leaf_modules: module classes that tracing does not go into.
         concrete_args: fixed arguments of ``forward``, as in ``torch.fx``.
@@ -296,18 +301,18 @@ def convert(
         ``[T, N, *]``, and ``functional.reset_net(snn)`` starts the next input.
 
     Raises:
-        TypeError: ``net`` is no module or ``recipe`` no :class:`ComposedRecipe`.
+        TypeError: ``model`` is no module or ``recipe`` no :class:`ComposedRecipe`.
         ValueError: the network cannot be traced or converted (the nodes are named, with what to
             do), or the recipe lacks data.
     """
     if not isinstance(recipe, ComposedRecipe):
         raise TypeError(f"recipe must be a ComposedRecipe, got {recipe!r}")
-    template = _Template(net)
+    template = _Template(model)
     recipe.validate(template)
     with torch.no_grad():
-        graph = recipe._checked(prepare(net, leaf_modules, concrete_args))
+        graph = recipe._checked(prepare(model, leaf_modules, concrete_args))
         fixed = dict(concrete_args or {})
-        _check_folded(net, graph, recipe._data(template.device), fixed)
+        _check_folded(model, graph, recipe._data(template.device), fixed)
         graph = recipe.calibrate(template, recipe.insert_observers(template, graph))
         snn = recipe.finalize(template, recipe.replace(template, graph))
     assert isinstance(snn, fx.GraphModule)
@@ -337,25 +342,25 @@ class _Shell(nn.Module):
 
 
 def _check_folded(
-    net: nn.Module, graph: fx.GraphModule, data: Batches | None, fixed: dict[str, Any]
+    model: nn.Module, graph: fx.GraphModule, data: Batches | None, fixed: dict[str, Any]
 ) -> None:
     """Raise if the prepared network is not the network, for example by a norm over another axis."""
     if data is None:
         return
     x = next(iter(data.inputs()))[:2]
     try:
-        with evaluating(net):
-            wanted, found = net(x, **fixed), graph(x)
+        with evaluating(model):
+            wanted, found = model(x, **fixed), graph(x)
     except RuntimeError as error:
         raise ValueError(
             f"calibration: an input of shape {tuple(x.shape)} and {x.dtype} does not run through "
-            f"net ({error})"
+            f"model ({error})"
         ) from error
     if isinstance(wanted, torch.Tensor) and isinstance(found, torch.Tensor):
         scale = wanted.abs().max().clamp(min=1e-12)
         if not bool(((wanted - found).abs().max() / scale) < 1e-2):
             raise ValueError(
-                "net: after tracing and folding of batch norms it gives other outputs; a batch "
+                "model: after tracing and folding of batch norms it gives other outputs; a batch "
                 "norm over another axis than the layer's before it, or control flow that tracing "
                 "fixed, can be the reason"
             )
@@ -381,7 +386,7 @@ def _pool_before_activations(graph: fx.GraphModule) -> None:
             continue
         if len(before.users) > 1:
             raise ValueError(
-                f"net: the activation {str(before.target)!r} goes to max pooling and elsewhere; "
+                f"model: the activation {str(before.target)!r} goes to max pooling and elsewhere; "
                 f"maxpool='pre_spike' needs it to go to the pooling only, maxpool='count' does not"
             )
         node.replace_all_uses_with(before)

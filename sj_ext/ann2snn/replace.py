@@ -9,6 +9,7 @@ import torch
 from torch import fx, nn
 
 from .. import checks
+from ..arguments import checked, renamed
 from .graph import activation_of, free_name, modules_called, own_call, put_submodule, trace
 
 __all__ = ["Replacements", "replace_activations"]
@@ -34,8 +35,10 @@ class Replacements:
         )
 
 
+@renamed(net="model")
+@checked
 def replace_activations(
-    net: nn.Module,
+    model: nn.Module,
     kinds: type | tuple[type, ...],
     factory: Callable[[], nn.Module],
     *,
@@ -45,10 +48,11 @@ def replace_activations(
 
     Each place in the network gets a module of its own, also where one module or none stood in
     several. Where that needs another ``forward``, because there are calls or shared modules,
-    ``net`` becomes its own ``torch.fx.GraphModule``, with the names of its parameters as they were.
+    ``model`` becomes its own ``torch.fx.GraphModule``, with the names of its parameters as they
+    were.
 
     Args:
-        net: the network.
+        model: the network.
         kinds: activation classes, such as ``nn.ReLU``; a call counts as the class that does the
             same (``F.relu6`` as ``nn.ReLU6``, ``clamp(min=0)`` as ``nn.ReLU``).
         factory: makes a new activation, such as ``lambda: QuantizedClip.qcfs(8)``.
@@ -67,10 +71,10 @@ def replace_activations(
         raise TypeError(f"kinds must be module classes, got {kinds!r}")
     if not isinstance(checks.function("factory", factory)(), nn.Module):
         raise TypeError(f"factory must make a module, got {factory!r}")
-    found = _in_graph(net, kinds, factory) if calls else _in_modules(net, kinds, factory)
+    found = _in_graph(model, kinds, factory) if calls else _in_modules(model, kinds, factory)
     if not found:
         names = ", ".join(kind.__name__ for kind in kinds)
-        raise ValueError(f"net has no {names} to replace, neither as a module nor as a call")
+        raise ValueError(f"model has no {names} to replace, neither as a module nor as a call")
     return found
 
 

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from .. import checks, host
+from ..arguments import checked, renamed
 from .data import Batches
 from .graph import activation_nodes, prepare, put_submodule
 from .neuron import ConversionIFNode
@@ -54,8 +55,10 @@ class _Tandem(nn.Module):
         return torch.cat((sent, (a + (mean - a).detach()).unsqueeze(0))).flatten(0, 1)
 
 
+@renamed(net="model")
+@checked
 def progressive_tandem(
-    net: nn.Module,
+    model: nn.Module,
     train_loader: Any,
     val_loader: Any,
     T: int = 16,
@@ -78,7 +81,7 @@ def progressive_tandem(
     that networks with folded or without batch norms work, and the input is analogue at every step.
 
     Args:
-        net: a trained network, which is left as it is.
+        model: a trained network, which is left as it is.
         train_loader: batches of input and label, as a recipe takes its data.
         val_loader: batches of input and label.
         T: number of steps.
@@ -105,7 +108,7 @@ def progressive_tandem(
     checks.number("lr", lr, above=0)
     checks.number("weight_decay", weight_decay, at_least=0)
     checks.number("q", q, above=0, at_most=100)
-    hybrid = prepare(net)
+    hybrid = prepare(model)
     ComposedRecipe(threshold=Fixed({}), T=T)._checked(hybrid)
     device = next(hybrid.parameters()).device
     train, val = Batches(train_loader, device), Batches(val_loader, device)

@@ -6,11 +6,14 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from .. import checks
+from ..arguments import checked
 from ..inference import fire
 
-__all__ = ["multi_level_firing_step"]
+__all__ = ["firing_step", "multi_level_firing_step"]
 
 
+@checked
 def multi_level_firing_step(
     x: torch.Tensor,
     v: torch.Tensor,
@@ -44,11 +47,28 @@ def multi_level_firing_step(
         The number of spikes, ``[N, *]``, and the potentials after the step, ``[K, N, *]``.
 
     Raises:
+        TypeError, ValueError: a value that is no number, tensor or function where one belongs.
         RuntimeError: from PyTorch, where the shapes of ``x``, ``v`` and ``thresholds`` do not go
-            together. Values are checked where a node is made, not at every step.
+            together.
 
     Source: Feng et al., "Multi-Level Firing with Spiking DS-ResNet", IJCAI 2022.
     """
+    checks.function("surrogate_function", surrogate_function)
+    step = (tau, decay_input, checks.numbers("thresholds", thresholds), v_reset)
+    return firing_step(x, v, *step, surrogate_function, detach_reset)
+
+
+def firing_step(
+    x: torch.Tensor,
+    v: torch.Tensor,
+    tau: float,
+    decay_input: bool,
+    thresholds: Sequence[float],
+    v_reset: float | None,
+    surrogate_function: Callable[[torch.Tensor], torch.Tensor],
+    detach_reset: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As :func:`multi_level_firing_step`, for a neuron, whose values are checked already."""
     rest = 0.0 if v_reset is None else v_reset
     h = v + (x - (v - rest)) / tau if decay_input else v - (v - rest) / tau + x
     levels = torch.tensor(thresholds, dtype=h.dtype, device=h.device)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     ConversionRecipe: type
 
 from .backend import BackendContract
+from .checked import checked_arguments
 from .generation import GENERATION, VERSION
 from .node import States
 
@@ -48,6 +49,7 @@ __all__ = [
     "SurrogateFunction",
     "ann2snn",
     "base",
+    "checked_arguments",
     "functional",
     "layer",
     "model",

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from .. import checks
 from .generation import VERSION
 
 __all__ = ["BackendContract", "HostsChoice"]
@@ -43,11 +44,8 @@ class BackendContract(HostsChoice):
 
     @backend.setter
     def backend(self, value: str) -> None:
-        if value not in self.supported_backends:
-            raise ValueError(
-                f"backend of {type(self).__name__} in step mode {self.step_mode!r} must be one of "
-                f"{self.supported_backends}, got {value!r}"
-            )
+        where = f"backend of {type(self).__name__} in step mode {self.step_mode!r}"
+        checks.choice(where, value, self.supported_backends)
         if value == "cupy" and importlib.util.find_spec("cupy") is None:
             raise RuntimeError(
                 "backend='cupy' needs CuPy, which is not installed: install cupy-cuda12x or "

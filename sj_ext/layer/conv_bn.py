@@ -7,12 +7,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import host
+from .. import checks, host
+from ..arguments import checked
 from .fuse import Fusable
 
 __all__ = ["ConvBN", "affine_of"]
 
 
+@checked
 class ConvBN(Fusable):
     r"""Convolution, then batch normalisation over time, samples and space together.
 
@@ -43,6 +45,11 @@ class ConvBN(Fusable):
         bias: bool = False,
     ):
         super().__init__()
+        sizes = {"in_channels": in_channels, "out_channels": out_channels, "groups": groups}
+        for name, size in (sizes | {"kernel_size": kernel_size, "stride": stride}).items():
+            checks.integer(name, size, at_least=1)
+        if padding is not None:
+            checks.integer("padding", padding, at_least=0)
         self.conv = host.layer.Conv2d(
             in_channels,
             out_channels,

@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ..arguments import checked
 from .conv_bn import ConvBN
 from .spiking import NeuronFactory, new_neuron
 
 __all__ = ["Downsampling"]
 
 
+@checked
 class Downsampling(nn.Module):
     """A strided convolution of spikes; the membrane potentials that it reads fire first.
 

@@ -6,6 +6,8 @@ import copy
 
 from torch import nn
 
+from ..arguments import checked
+
 __all__ = ["Fusable", "fuse"]
 
 
@@ -21,6 +23,7 @@ class Fusable(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must define fused()")
 
 
+@checked
 def fuse(model: nn.Module) -> nn.Module:
     """A copy of a network for inference, in which linear maps that follow each other are one.
 

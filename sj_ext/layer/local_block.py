@@ -6,12 +6,14 @@ import torch
 from torch import nn
 
 from .. import checks
+from ..arguments import checked
 from .conv_bn import ConvBN
 from .spiking import NeuronFactory, new_neuron
 
 __all__ = ["FiringConv", "LocalBlock"]
 
 
+@checked
 class FiringConv(nn.Module):
     """Convolution, norm and neuron.
 

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from .. import checks
+from ..arguments import checked
 from .conv_bn import ConvBN
 from .spiking import NeuronFactory, new_neuron
 
@@ -15,6 +16,7 @@ __all__ = ["SHORTCUTS", "SpikingMLP"]
 SHORTCUTS = ("membrane", "spike")
 
 
+@checked
 class SpikingMLP(nn.Module):
     r"""Two convolutions with a wider layer between them, one neuron before or behind each.
 

@@ -27,6 +27,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from .. import checks, host
+from ..arguments import checked
 from ..inference import gradient_wanted
 
 __all__ = ["ScaledWSConv2d", "standardize", "standardize_backward"]
@@ -151,6 +152,7 @@ class _ScaledWSConv(torch.autograd.Function):
         )
 
 
+@checked
 class ScaledWSConv2d(host.layer.Conv2d):
     r"""2D convolution whose weight is standardised and scaled in each call.
 
@@ -209,6 +211,10 @@ class ScaledWSConv2d(host.layer.Conv2d):
         eps: float = 1e-6,
         eps_in: str = "sum",
     ):
+        checks.integer("in_channels", in_channels, at_least=1)
+        checks.integer("out_channels", out_channels, at_least=1)
+        pair = kernel_size if isinstance(kernel_size, tuple) else (kernel_size, kernel_size)
+        checks.shape("kernel_size", pair, length=2)
         super().__init__(
             in_channels,
             out_channels,

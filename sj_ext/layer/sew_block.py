@@ -6,12 +6,14 @@ import torch
 from torch import nn
 
 from .. import checks, host
+from ..arguments import checked
 from .conv_bn import ConvBN
 from .spiking import NeuronFactory, new_neuron
 
 __all__ = ["SEWBlock"]
 
 
+@checked
 class SEWBlock(nn.Module):
     r"""Two convolutions, each with a neuron behind it, beside a shortcut that is added.
 

@@ -9,12 +9,14 @@ import torch
 from torch import nn
 
 from .. import checks, host
+from ..arguments import checked
 from .conv_bn import ConvBN
 from .spiking import NeuronFactory, new_neuron
 
 __all__ = ["ConvStem"]
 
 
+@checked
 class ConvStem(nn.Module):
     r"""A stem from a word per stage: C for convolution and norm, N for neuron, P for max pooling.
 
@@ -68,6 +70,8 @@ class ConvStem(nn.Module):
             _stage(word, *pair, spiking_neuron)
             for word, pair in zip(stages, zip(channels, widths, strict=False), strict=True)
         )
+        if position is not None and position.count("C") != 1:
+            raise ValueError(f"position must be a word with one C (convolution), got {position!r}")
         self.position = (
             None if position is None else _stage(position, widths[-1], widths[-1], spiking_neuron)
         )

@@ -9,12 +9,14 @@ import torch
 from torch import nn
 
 from .. import checks
+from ..arguments import checked
 from .sew_block import SEWBlock
 from .spiking import NeuronFactory
 
 __all__ = ["ConvTokenizer"]
 
 
+@checked
 class ConvTokenizer(nn.Module):
     """Convolutional tokenizer: as many :class:`SEWBlock` as there are strides, doubling in width.
 

@@ -111,6 +111,11 @@ def with_learnable_imp(node_class: type) -> type:
             learn. A neuron whose ``v`` does not start as one number is refused when an object is
             made, since only then it shows.
     """
+    if not (isinstance(node_class, type) and issubclass(node_class, host.base.MemoryModule)):
+        raise TypeError(
+            f"node_class must be a neuron class with memories (a subclass of "
+            f"base.MemoryModule), got {node_class!r}"
+        )
     with _MAKING:  # two threads that ask at once get one class
         return _learnable(node_class)
 
@@ -120,11 +125,6 @@ _MAKING = threading.RLock()
 
 @functools.cache
 def _learnable(node_class: type) -> type:
-    if not (isinstance(node_class, type) and issubclass(node_class, host.base.MemoryModule)):
-        raise TypeError(
-            f"node_class must be a neuron class with memories (a subclass of "
-            f"base.MemoryModule), got {node_class!r}"
-        )
     if issubclass(node_class, host.ONLINE_NEURONS):
         raise TypeError(
             f"node_class {node_class.__name__} detaches its potential at every step (online "

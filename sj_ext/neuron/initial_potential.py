@@ -69,6 +69,7 @@ class LearnableInitialPotential(LazyParametersInCheckpoints, Recomputable, host.
         channel_axis: int = 1,
         **kwargs: Any,
     ):
+        args, kwargs = host.checked_arguments(type(self), args, kwargs)
         super().__init__(*args, **kwargs)
         self._learn_initial_potential(imp_shape, imp_init, imp_squash, channel_axis)
 

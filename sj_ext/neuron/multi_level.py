@@ -8,12 +8,14 @@ from itertools import pairwise
 import torch
 
 from .. import checks, host
-from ..functional.multi_level import multi_level_firing_step
+from ..arguments import checked
+from ..functional.multi_level import firing_step
 from ..surrogate import Rect
 
 __all__ = ["MultiLevelFiringNode"]
 
 
+@checked
 class MultiLevelFiringNode(host.FunctionalNode):
     r"""LIF levels with rising thresholds; the output is the number of levels that fire.
 
@@ -99,7 +101,7 @@ class MultiLevelFiringNode(host.FunctionalNode):
     def step(self, x: torch.Tensor, states: host.States) -> tuple[torch.Tensor, host.States]:
         """One step; see :func:`sj_ext.functional.multi_level_firing_step`."""
         checks.floating(f"the input of {type(self).__name__}", x)
-        spikes, v = multi_level_firing_step(
+        spikes, v = firing_step(
             x,
             states[0],
             self.tau,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from .. import checks, host
+from ..arguments import checked
 from ..inference import fire
 
 __all__ = ["NegIFNode"]
@@ -16,6 +17,7 @@ __all__ = ["NegIFNode"]
 MARGIN = 1e-3
 
 
+@checked
 class NegIFNode(host.FunctionalNode):
     r"""Integrate-and-fire with a positive and a negative threshold, which may differ.
 
@@ -59,8 +61,12 @@ class NegIFNode(host.FunctionalNode):
         checks.number("v_threshold", v_threshold, above=0)
         super().__init__(
             v_threshold=v_threshold,
-            v_reset=v_reset,
-            surrogate_function=surrogate_function or host.surrogate.Sigmoid(alpha=4.0),
+            v_reset=v_reset if v_reset is None else checks.number("v_reset", v_reset),
+            surrogate_function=(
+                host.surrogate.Sigmoid(alpha=4.0)
+                if surrogate_function is None
+                else checks.surrogate(surrogate_function)
+            ),
             detach_reset=detach_reset,
             step_mode=step_mode,
             store_v_seq=store_v_seq,

@@ -22,11 +22,13 @@ import torch
 from torch import nn
 
 from .. import checks, host
+from ..arguments import checked
 from ..inference import fire
 
 __all__ = ["ParametricLIAFNode"]
 
 
+@checked
 class ParametricLIAFNode(host.FunctionalNode):
     r"""Leaky integrate-and-analog-fire with a learnable time constant :math:`1 / \sigma(w)`.
 

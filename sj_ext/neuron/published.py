@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from ..arguments import checked
 from .initial_potential import LearnableInitialPotential
 from .lazy import is_lazy
 
@@ -19,6 +20,7 @@ __all__ = ["published_to_ours"]
 _THEIRS = ("init_state", "mem")
 
 
+@checked
 def published_to_ours(
     model: nn.Module, state_dict: Mapping[str, torch.Tensor], *, eager: bool | None = None
 ) -> dict[str, torch.Tensor]:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from .. import checks, host
+from ..arguments import checked
 from ..inference import fire, gradient_wanted
 from ..ops.windows import Window
 from ..surrogate import Rect
@@ -25,6 +26,7 @@ from ..surrogate import Rect
 __all__ = ["TurnOffNode"]
 
 
+@checked
 class TurnOffNode(host.base.MemoryModule):
     r"""Turn-off neuron, :math:`S[t] = \Theta(X[t] - v_{th})`.
 

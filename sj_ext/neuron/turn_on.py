@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from .. import checks, host
+from ..arguments import checked
 from ..inference import refuse_transforms
 from ..ops.turn_on import op
 from ..ops.turn_on.naive import state_dtype
@@ -29,6 +30,7 @@ from .lazy import LazyParameter, LazyParametersInCheckpoints, is_lazy, made_for_
 __all__ = ["TurnOnNode"]
 
 
+@checked
 class TurnOnNode(LazyParametersInCheckpoints, host.FunctionalNode):
     r"""Turn-on neuron, :math:`U[t] = a U[t-1] + X[t]`, :math:`S[t] = \Theta(U[t] - v_{th})`.
 

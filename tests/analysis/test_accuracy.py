@@ -72,7 +72,7 @@ def test_flags_and_gradients_of_the_model_are_left_alone():
 
 def test_flags_are_restored_after_an_error():
     net = spiking_net().train()
-    with pytest.raises(ValueError, match="target must hold class indices"):
+    with pytest.raises(ValueError, match="targets must hold class indices"):
         per_step_accuracy(net, [(torch.rand(5, 6), torch.randint(3, (4,)))], num_steps=2)
     assert all(module.training for module in net.modules())
 
@@ -81,11 +81,11 @@ def test_bad_input():
     y_seq, target = torch.randn(5, 4, 3), torch.randint(3, (4,))
     with pytest.raises(ValueError, match="time axis"):
         per_step_accuracy(y_seq[0], target)
-    with pytest.raises(ValueError, match=r"target .*\[N\], here \[4\], got \[4, 3\]"):
+    with pytest.raises(ValueError, match=r"targets .*\[N\], here \[4\], got \[4, 3\]"):
         per_step_accuracy(y_seq, torch.rand(4, 3))
     with pytest.raises(TypeError, match="integer dtype, got torch.float32"):
         per_step_accuracy(y_seq, target.float())
-    with pytest.raises(TypeError, match="target must be a tensor"):
+    with pytest.raises(TypeError, match="targets must be a tensor"):
         per_step_accuracy(y_seq, target.tolist())
     with pytest.raises(TypeError, match="outputs .* or a model, got list"):
         per_step_accuracy([1], target)

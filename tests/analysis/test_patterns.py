@@ -179,9 +179,9 @@ def test_bad_values(function):
         function(0.5, 0.5, num_steps=0)
     with pytest.raises(TypeError, match="num_steps must be an int, got float"):
         function(0.5, 0.5, num_steps=2.0)
-    with pytest.raises(ValueError, match="v_init must be finite, got"):
+    with pytest.raises(ValueError, match="v_init.* must be .*finite"):
         function(*((0.5, float("nan")) if function is firing_patterns else (float("nan"), 0.5)))
-    with pytest.raises(ValueError, match="is empty"):
+    with pytest.raises(ValueError, match="is empty|must hold at least one"):
         function([], 0.5)
     with pytest.raises(TypeError, match="node must be a neuron of SpikingJelly, got Linear"):
         function(0.5, 0.5, node=torch.nn.Linear(1, 1))

@@ -131,7 +131,7 @@ def test_the_model_is_left_as_it_was():
 
 
 def test_what_cannot_be_folded_is_refused():
-    with pytest.raises(TypeError, match="model must be a TRevSNN, got Conv2d"):
+    with pytest.raises(TypeError, match="model must be a TRevSNN, got a Conv2d"):
         reparameterize(nn.Conv2d(3, 3, 3))
     net = trained_net()
     for compose in (False, True):

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from ... import checks, host
+from ...arguments import checked
 from ..conv_bn import ConvBN
 from ..spiking import NeuronFactory, lif, new_neuron
 from .ssa import check_heads
@@ -77,6 +78,7 @@ class WindowedConvBN(host.base.MemoryModule):
         return (matrix @ x.flatten(-2)).view_as(x)
 
 
+@checked
 class DISTAttention(nn.Module):
     """Spiking self-attention with a window of steps, intrinsic plasticity and denoising.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ...arguments import checked
 from ..conv_bn import ConvBN
 from ..rep_conv import RepConvBN
 from ..spiking import NeuronFactory, new_neuron
@@ -17,6 +18,7 @@ from .ssa import SSA, check_heads
 __all__ = ["SDSA1", "SDSA3"]
 
 
+@checked
 class SDSA1(nn.Module):
     r"""Spike-driven self-attention 1: a mask of channels, without any product of matrices.
 

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from ... import checks, host
+from ...arguments import checked
 from ..spiking import NeuronFactory, new_neuron
 from .matrix_product import MatrixProduct
 from .ssa import check_heads
@@ -44,6 +45,7 @@ class SoftmaxAttention(nn.Module):
         return self.proj(self.second((weights, v)).transpose(-2, -3).flatten(-2))
 
 
+@checked
 class SpaceTimeBlock(nn.Module, host.base.MultiStepModule):
     r"""Attention over the steps of a token, over the tokens of a step, and an MLP that spikes.
 
@@ -82,6 +84,7 @@ class SpaceTimeBlock(nn.Module, host.base.MultiStepModule):
     ):
         super().__init__()
         self.step_mode = "m"
+        checks.integer("dim", dim, at_least=1)
         hidden = int(dim * checks.number("mlp_ratio", mlp_ratio, above=0))
         self.drop_path = checks.number("drop_path", drop_path, at_least=0, below=1)
         self.temporal_norm, self.spatial_norm, self.mlp_norm = (

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ... import checks
+from ...arguments import checked
 from ..conv_bn import ConvBN
 from ..mlp import SHORTCUTS
 from ..spiking import NeuronFactory, new_neuron
@@ -19,6 +20,7 @@ __all__ = ["SSA", "Projection"]
 Projection = Callable[[int, int, bool], nn.Module]
 
 
+@checked
 class SSA(nn.Module):
     r"""Spiking self-attention: queries, keys and values are spikes, and there is no softmax.
 

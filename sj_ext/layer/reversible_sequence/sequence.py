@@ -9,6 +9,7 @@ from torch import nn
 from torch._compile import _disable_dynamo
 
 from ... import checks, host
+from ...arguments import checked
 from ...inference import gradient_wanted
 from .part import Readers, run_from_rest, split
 from .undo import Parts, run_reversibly
@@ -18,6 +19,7 @@ __all__ = ["ReversibleSequence"]
 MEMORY = ("reversible", "autograd")
 
 
+@checked
 class ReversibleSequence(nn.Module):
     r"""Blocks on two streams, trained with memory that does not grow with their number.
 

@@ -11,6 +11,7 @@ from torch import nn
 from torch._compile import _disable_dynamo
 
 from ... import checks, host
+from ...arguments import checked
 from ...inference import gradient_wanted
 from ...ops.turn_on.sequence import away_from_zero
 from ...recomputation import Recomputable
@@ -40,6 +41,7 @@ class _Levels(host.layer.StepModeContainer):
         raise NotImplementedError("the levels run one by one: call the TemporalReversible cell")
 
 
+@checked
 class TemporalReversible(Recomputable, host.base.MemoryModule):
     r"""L levels of turn-on neurons with feedback, trained with memory that is flat in T.
 

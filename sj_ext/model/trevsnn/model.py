@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ... import checks, host
+from ...arguments import checked
 from ...inference import gradient_wanted
 from ...layer import ScaledWSConv2d, TemporalReversible
 from ...neuron import TurnOffNode
@@ -39,6 +40,7 @@ __all__ = ["TRevSNN", "trevsnn_dvs", "trevsnn_small", "trevsnn_tiny"]
 _WINDOWS = {"closed": ClosedRect, "open": Rect}
 
 
+@checked
 class TRevSNN(nn.Module, host.base.MultiStepModule):
     """The T-RevSNN classifier for static images or event frames.
 
@@ -235,6 +237,7 @@ class TRevSNN(nn.Module, host.base.MultiStepModule):
             )
 
 
+@checked
 def trevsnn_tiny(
     num_classes: int = 1000,
     num_steps: int = 4,
@@ -265,6 +268,7 @@ def trevsnn_tiny(
     )
 
 
+@checked
 def trevsnn_small(
     num_classes: int = 1000,
     num_steps: int = 4,
@@ -295,6 +299,7 @@ def trevsnn_small(
     )
 
 
+@checked
 def trevsnn_dvs(
     num_classes: int = 10,
     num_steps: int = 8,

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ...arguments import checked
 from .model import TRevSNN
 
 __all__ = ["load_published", "published_arguments", "published_state_dict", "published_to_ours"]
@@ -54,6 +55,7 @@ _EVENT_HEAD = (
 _WORDS = {"way": "down|up", "kind": "dw|pw", "rest": ".+"}
 
 
+@checked
 def published_to_ours(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A state dict in the program's names, in the names of :class:`TRevSNN`.
 
@@ -75,6 +77,7 @@ def published_to_ours(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch
     return {_renamed(name.removeprefix("module."), names): v for name, v in state_dict.items()}
 
 
+@checked
 def published_state_dict(model: TRevSNN) -> dict[str, torch.Tensor]:
     """The state dict of ``model`` in the names of the paper's program.
 
@@ -98,6 +101,7 @@ def published_state_dict(model: TRevSNN) -> dict[str, torch.Tensor]:
     return {_renamed(name, names, last=last): v for name, v in model.state_dict().items()}
 
 
+@checked
 def published_arguments(state_dict: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """The arguments with which :class:`TRevSNN` makes the network that a state dict is of.
 
@@ -113,6 +117,7 @@ def published_arguments(state_dict: Mapping[str, torch.Tensor]) -> dict[str, Any
     return _arguments(published_to_ours(state_dict))
 
 
+@checked
 def load_published(model: TRevSNN, state_dict: Mapping[str, torch.Tensor]) -> TRevSNN:
     """Load a state dict of the paper's program into a network of the same sizes.
 

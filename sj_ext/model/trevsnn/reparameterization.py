@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ...arguments import checked
 from ...layer.scaled_ws import ScaledWSConv2d
 from ...observe import at_rest, watching
 from .blocks import BlockTail, SpikingBlock, effective
@@ -32,6 +33,7 @@ __all__ = ["ComposedConv2d", "MapInput", "map_inputs", "reparameterize"]
 
 
 @torch.no_grad()
+@checked
 def reparameterize(model: TRevSNN, *, compose: bool = False) -> TRevSNN:
     """A copy of a trained T-RevSNN for inference, with everything folded into plain convolutions.
 
@@ -84,6 +86,7 @@ class MapInput(NamedTuple):
     rate: float
 
 
+@checked
 def map_inputs(model: TRevSNN, x: torch.Tensor) -> list[MapInput]:
     """What the linear maps after the stem read when ``model`` sees ``x``.
 
