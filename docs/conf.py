@@ -24,9 +24,12 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx-mathjax-offline",
+    "sphinx_copybutton",
     "chinese_search",
     "link_names",
+    "notebook_download",
     "survey_table",
+    "table_numbers",
 ]
 source_suffix = {".md": "myst-nb"}
 # tables that other pages include
@@ -75,6 +78,7 @@ html_theme = "furo"
 html_title = f"sj_ext {version}"
 templates_path = ["_templates"]
 html_static_path = ["_static"]
+copybutton_exclude = ".linenos, .gp, .go"
 html_css_files = ["custom.css"]
 html_sidebars = {
     "**": [

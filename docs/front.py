@@ -172,14 +172,23 @@ def _converted() -> Line:
     )
 
 
+#: pages of the site that show a table; a repository page links the table itself
+PAGES = {
+    "memory": "reversibility.md",
+    "imp_accuracy": "initial_potential.md",
+    "compression": "compression.md",
+    "conversion": "conversion.md",
+}
+
+
 def table(language: str, folder: str) -> str:
-    """The lines as a Markdown table; ``folder`` leads from the page to docs/results."""
+    """The lines as a Markdown table; ``folder`` leads from a repository page to docs/results."""
     header = HEADER[language]
     found = [header, ["---"] * len(header)]
     for line in lines():
         what, peer, ours = (part[language] for part in (line.what, line.peer, line.ours))
-        link = f"[`benchmarks {line.table}`]({folder}{line.table}-medium.md)"
-        found.append([what, peer, ours, link])
+        target = f"{folder}{line.table}-medium.md" if folder else PAGES[line.table]
+        found.append([what, peer, ours, f"[`benchmarks {line.table}`]({target})"])
     return "\n".join("| " + " | ".join(cells) + " |" for cells in found)
 
 

@@ -32,6 +32,7 @@ from sj_ext.pruning import MinimaxPruner, density, make_permanent
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.ticker import MaxNLocator
 
 T = 4
 
@@ -205,7 +206,8 @@ def compacted(epochs, seed):
 
 def plot(path, losses, by_step, memory, pruner):
     """Four panels: losses, accuracy per step, memory, what the pruner kept."""
-    figure, axes = plt.subplots(1, 4, figsize=(16, 3.6), layout="constrained")
+    figure, grid = plt.subplots(2, 2, figsize=(10, 8.4), layout="constrained")
+    axes = grid.flat
     for name, values in losses.items():
         axes[0].plot(range(1, len(values) + 1), values, label=name)
     axes[0].set(xlabel="epoch", ylabel="loss", yscale="log", title="Training")
@@ -219,8 +221,11 @@ def plot(path, losses, by_step, memory, pruner):
     shares = pruner.kept_shares
     axes[3].barh(list(shares), list(shares.values()))
     axes[3].set(xlabel="share of weights kept", title="Pruned to 10%")
-    for ax in axes[:3]:
-        ax.legend(fontsize="small")
+    for ax in list(axes)[:3]:  # off the curves, and ticks at whole epochs and steps
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.legend(
+            fontsize="small", loc="upper left", bbox_to_anchor=(0, -0.15), ncols=2, frameon=False
+        )
     figure.savefig(path, dpi=120)
 
 

@@ -57,3 +57,50 @@ def test_the_address_of_the_repository_is_one():
         text = path.read_text("utf-8")
         found = re.findall(r"github\.com/([^/\"]+)/sj_ext|//([^/.\"]+)\.github\.io/sj_ext", text)
         assert found and {a or b for a, b in found} == {owner}, path.name
+
+
+def extension(name):
+    spec = importlib.util.spec_from_file_location(
+        name, ROOT / "docs" / "_extensions" / f"{name}.py"
+    )
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("pruning.MinimaxPruner", "sj_ext.pruning.MinimaxPruner"),
+        ("sj_ext.swap_neurons()", "sj_ext.swap_neurons"),
+        ("sj_ext.layer", "sj_ext.layer"),
+        ("layer", None),
+        ("neuron.LIFNode", None),
+        ("x + 1", None),
+    ],
+)
+def test_plain_literals_lead_to_what_the_reference_describes(text, wanted):
+    class Described:
+        def __init__(self, kind):
+            self.objtype = kind
+
+    objects = {
+        "sj_ext.pruning.MinimaxPruner": Described("class"),
+        "sj_ext.swap_neurons": Described("function"),
+        "sj_ext.layer": Described("module"),
+    }
+    assert extension("link_names").described(text, objects) == wanted
+
+
+@pytest.mark.parametrize(
+    ("column", "wanted"),
+    [
+        (["1.0", "", "182 at 8", "2.013 (1.726)"], True),
+        (["32.4 ± 0.5", "−0.1 ± 0.5", "+0.6 ± 1.3", "1/80.2", "17,203,856"], True),
+        (["7 x 7 and 3 x 3 convolution, stride 2 each", "one"], False),
+        (["T-RevSNN", "1"], False),
+        ([""], False),
+    ],
+)
+def test_columns_of_numbers_are_told_from_words(column, wanted):
+    assert extension("table_numbers").is_numeric(column) is wanted

@@ -93,3 +93,15 @@ def test_networks_train_for_as_many_steps_as_asked(name):
     peers.loss(net, images, target).backward()
     assert seen and set(seen) == {2}
     assert all(p.grad is not None for p in net.parameters())
+
+
+def test_the_short_table_of_memory_rises_with_the_steps():
+    cells = [c for c in memory.cells("short") if c["network"] == "SEW-ResNet-18" and c["T"] < 4]
+    plain = [c for c in cells if not c["memopt"] and not c.get("compact")]
+    found = []
+    for cell in sorted(plain, key=lambda cell: cell["T"]):
+        net = memory.build(cell, "cpu")
+        small, large = (memory.count(net, batch, cell["side"]) for batch in cell["batches"])
+        found.append([b - a for a, b in zip(small, large, strict=True)])
+    one, two = found
+    assert all(1.5 * a < b < 2.5 * a for a, b in zip(one, two, strict=True))

@@ -177,11 +177,28 @@ def render(table: ModuleType, record: Record, folder: Path) -> None:
         matplotlib.use("Agg")
         from matplotlib import pyplot
 
-        figure = table.plot(record.rows)
-        figure.savefig(folder / f"{stem}.png", dpi=130, bbox_inches="tight")
+        with matplotlib.rc_context(STYLE):
+            figure = table.plot(record.rows)
+            figure.savefig(folder / f"{stem}.png", dpi=130, bbox_inches="tight", transparent=True)
         pyplot.close(figure)
         parts.insert(1, f"![{table.TITLE}]({stem}.png)")
     (folder / f"{stem}.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+#: of plots: dark ink on nothing, which the pages' dark theme turns around
+STYLE = {
+    "font.size": 12,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "lines.linewidth": 2,
+    "legend.frameon": False,
+    "legend.fontsize": 11,
+}
+
+
+def legend_below(figure, axes, ncols: int = 2) -> None:
+    """One legend for all panels, off the curves."""
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=ncols)
 
 
 def doubling_axis(ax, values: list[int]) -> None:

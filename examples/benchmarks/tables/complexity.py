@@ -21,7 +21,7 @@ from functools import partial
 
 import numpy
 import torch
-from benchmarks.framework.record import doubling_axis, markdown
+from benchmarks.framework.record import doubling_axis, legend_below, markdown
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
@@ -279,7 +279,7 @@ def table(rows: list[dict]) -> str:
 def plot(rows: list[dict]):
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure = Figure(figsize=(8, 5.2), layout="constrained")
     axes = figure.subplots(1, 2)
     for ax, axis, other in zip(axes, "TL", "LT", strict=True):
         most = max(row["cell"][other] for row in rows if row["cell"]["way"] != COLUMNS)
@@ -292,6 +292,6 @@ def plot(rows: list[dict]):
             ax.semilogy(*zip(*own, strict=True), marker=".", label=way)
         doubling_axis(ax, [row["cell"][axis] for row in rows if row["cell"]["way"] != COLUMNS])
         ax.set_xlabel(f"{axis} ({other} = {most})")
-        ax.set_ylabel("peak, in one layer's activations at one step")
-    axes[0].legend(fontsize="small")
+    axes[0].set_ylabel("peak, in a layer's activations at a step")
+    legend_below(figure, axes[0])
     return figure

@@ -11,7 +11,7 @@ import functools
 from dataclasses import dataclass
 
 import torch
-from benchmarks.framework.record import Context, markdown
+from benchmarks.framework.record import Context, legend_below, markdown
 from benchmarks.lib.images import load
 from benchmarks.lib.networks import Zoo, vgg
 from benchmarks.lib.train import (
@@ -210,7 +210,7 @@ def table(rows: list[dict]) -> str:
 def plot(rows: list[dict]):
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    figure = Figure(figsize=(8, 5.4), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     levels = sorted({row["cell"]["kept"] for row in rows if row["cell"]["kept"] < 1})
     for method in dict.fromkeys(row["cell"]["method"] for row in rows):
@@ -233,6 +233,8 @@ def plot(rows: list[dict]):
         for axes, x in ((left, [100 * kept for kept in there]), (right, additions)):
             axes.errorbar(x, [100 * mean for mean in means], **style)
     left.set(xscale="log", xlabel="weights kept, %", ylabel="test accuracy, %")
+    left.set_xticks([100 * kept for kept in levels], [f"{100 * kept:g}" for kept in levels])
+    left.minorticks_off()
     right.set(xscale="log", xlabel="synaptic operations per image")
-    left.legend(fontsize="x-small")
+    legend_below(figure, left)
     return figure

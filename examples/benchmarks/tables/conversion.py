@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from benchmarks.framework.record import Context, doubling_axis, markdown
+from benchmarks.framework.record import Context, doubling_axis, legend_below, markdown
 from benchmarks.lib.images import load
 from torch import nn
 
@@ -153,7 +153,7 @@ def plot(rows: list[dict]):
     from matplotlib.figure import Figure
 
     shown = {*SHORT, "host: 99.9%", "8 Fast-SNN, 3 bits, signed", "5 advanced (potentials)"}
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = Figure(figsize=(8, 6), layout="constrained")
     axes = figure.subplots()
     for row in rows:
         if row["cell"]["method"] in shown:
@@ -167,7 +167,7 @@ def plot(rows: list[dict]):
             )
     doubling_axis(axes, [int(t) for row in rows for t in row["figures"]["accuracy"]])
     axes.set(xlabel="steps", ylabel="test accuracy, %")
-    axes.legend(fontsize="x-small")
+    legend_below(figure, axes)
     return figure
 
 

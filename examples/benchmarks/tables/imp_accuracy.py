@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 import torch
-from benchmarks.framework.record import Context, markdown
+from benchmarks.framework.record import Context, legend_below, markdown
 from benchmarks.lib.images import load
 from benchmarks.lib.networks import integrate_and_fire, lif, sew_resnet
 from benchmarks.lib.train import Recipe, accuracy, fit, percent
@@ -123,7 +123,7 @@ def _differences(rows: list[dict]) -> list[list]:
 def plot(rows: list[dict]):
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure = Figure(figsize=(8, 4.6), layout="constrained")
     panels = figure.subplots(1, len(NEURONS), sharey=True)
     for axes, name in zip(panels, NEURONS, strict=True):
         for color, loss in enumerate(LOSSES):
@@ -139,9 +139,9 @@ def plot(rows: list[dict]):
                     color=f"C{color}",
                     linestyle="-" if imp else ":",
                     marker="o",
-                    label=", ".join(key[::-1]),
+                    label=f"{loss}, learned V[0]" if imp else loss,
                 )
         axes.set(xlabel="stopped after step", title=name, xticks=range(1, 1 + _steps(rows)))
-        axes.legend(fontsize="x-small")
     panels[0].set_ylabel("test accuracy, %")
+    legend_below(figure, panels[0], 3)
     return figure

@@ -24,7 +24,7 @@ from fractions import Fraction
 from itertools import pairwise, product
 
 import torch
-from benchmarks.framework.record import markdown
+from benchmarks.framework.record import legend_below, markdown
 from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -231,7 +231,7 @@ def table(rows: list[dict]) -> str:
 def plot(rows: list[dict]):
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 12), layout="constrained")
+    figure = Figure(figsize=(9, 10), layout="constrained")
     first, second, third = figure.subfigures(3, 1, height_ratios=(1, 1.6, 1.2))
     for row in _of(rows, "patterns"):
         ax = first.subplots()
@@ -243,7 +243,8 @@ def plot(rows: list[dict]):
         axes = second.subplots(1, len(mapping), squeeze=False)[0]
         for ax, row in zip(axes, mapping, strict=True):
             plot_pattern_mapping(torch.tensor(row["figures"]["grid"]).bool(), ax)
-            ax.set_title(f"V[0] {row['cell']['v_init']}: {ax.get_title()}")
+            ax.set_title(f"V[0] {row['cell']['v_init']}: {ax.get_title()}", fontsize=9)
+            ax.tick_params(labelsize=6.5)
     groups: dict[tuple, list[dict]] = {}
     for row in _of(rows, "convergence"):
         groups.setdefault((row["cell"]["input"], row["cell"]["T"]), []).append(row)
@@ -259,5 +260,5 @@ def plot(rows: list[dict]):
             ax.set_title(f"{kind} input, T = {num_steps}")
             ax.set_xlabel("training step")
         axes[0].set_ylabel("cross-entropy")
-        axes[0].legend(fontsize="small")
+        legend_below(third, axes[0], 3)
     return figure

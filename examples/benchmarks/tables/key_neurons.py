@@ -7,7 +7,7 @@ import statistics
 from dataclasses import dataclass
 
 import torch
-from benchmarks.framework.record import Context, markdown
+from benchmarks.framework.record import Context, legend_below, markdown
 from benchmarks.lib.images import load
 from benchmarks.lib.train import in_units
 from key_neurons import COLUMNS, SpikingResNet, follow
@@ -95,7 +95,7 @@ def table(rows: list[dict]) -> str:
 def plot(rows: list[dict]):
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(8, 4.6), layout="constrained")
     axes = figure.subplots()
     steps = rows[0]["figures"]["steps"]
     for column, name in enumerate(COLUMNS):
@@ -103,5 +103,5 @@ def plot(rows: list[dict]):
         axes.plot(steps, each.mean(0), marker="o", label=f"temporal gradient {name}")
         axes.fill_between(steps, each.amin(0), each.amax(0), alpha=0.2)
     axes.set(xlabel="optimiser step", ylabel="cosine similarity with the full gradient")
-    axes.legend(fontsize="small")
+    legend_below(figure, axes)
     return figure

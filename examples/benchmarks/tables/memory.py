@@ -15,7 +15,7 @@ import statistics
 import time
 
 import torch
-from benchmarks.framework.record import doubling_axis, markdown
+from benchmarks.framework.record import doubling_axis, legend_below, markdown
 from benchmarks.lib import peers
 
 from sj_ext import host
@@ -34,15 +34,18 @@ COMPACT_STEPS = {"short": (2,), "medium": (1, 4), "full": (1, 2, 4, 8, 16)}
 
 def cells(size: str) -> list[dict]:
     side, steps, names = 224, (1, 2, 4, 8, 16), [*peers.OURS, *peers.PEERS]
+    plain_batches = [1, 2]
     if size == "short":
+        # small images: with fewer of them, weights and scratch space have a part in the peak
         side, steps, names = 64, (1, 2, 4), ["TRevSNN tiny", "SEW-ResNet-18"]
+        plain_batches = [2, 4]
     rows = []
     for name in names:
         for memopt in (False, True)[: 1 if name in peers.OURS or host.GENERATION == 1 else 2]:
             plain = name in peers.PEERS and not memopt
             for num_steps in steps:
                 cell = {"network": name, "memopt": memopt, "T": num_steps, "side": side}
-                rows.append({**cell, "batches": [1, 2] if plain else [2, 4]})
+                rows.append({**cell, "batches": plain_batches if plain else [2, 4]})
         if name in peers.PEERS:
             for num_steps in COMPACT_STEPS[size]:
                 cell = {"network": name, "memopt": False, "T": num_steps, "side": side}
@@ -163,8 +166,8 @@ def table(rows: list[dict]) -> str:
         return ""
     reference = _reference(rows)
     base = {r["cell"]["T"]: r["figures"] for r in rows if _name(r["cell"]) == reference}
-    header = ["network", "T", "parameters (M)", "held (MB)", "peak (MB)", "x", "whole step (MB)"]
-    header += ["s per image", "x"]
+    header = ["network", "T", "parameters (M)", "held (MB)", "peak (MB)", "peak, x"]
+    header += ["whole step (MB)", "s per image", "time, x"]
     cuda = any("amp_allocated" in row["figures"] for row in rows)
     if cuda:
         header += ["AMP: MB per image", "images/s"]
@@ -175,7 +178,7 @@ def table(rows: list[dict]) -> str:
         line = [_name(cell), cell["T"], f"{own['parameters'] / 1e6:.1f}"]
         line += [f"{own['held'] / 1e6:.1f}", f"{own['peak'] / 1e6:.1f}"]
         line.append(f"{own['peak'] / against['peak']:.1f}" if against else "")
-        line += [f"{own['step'] / 1e6:.0f}", own["seconds"]]
+        line += [f"{own['step'] / 1e6:.0f}", f"{own['seconds']:.2f}"]
         line.append(f"{own['seconds'] / against['seconds']:.2f}" if against else "")
         if cuda:
             line += [own.get("amp_allocated", 0) / 1e6, own.get("amp_images_per_second", 0.0)]
@@ -189,21 +192,22 @@ def table(rows: list[dict]) -> str:
 def plot(rows: list[dict]):
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 4), layout="constrained")
+    figure = Figure(figsize=(8, 8.6), layout="constrained")
     panels = {"held": "held, MB per image", "peak": "peak, MB per image", "seconds": "s per image"}
-    axes = figure.subplots(1, 3)
+    axes = list(figure.subplots(2, 2).flat)
     networks = list(dict.fromkeys(row["cell"]["network"] for row in rows))
     for name in dict.fromkeys(_name(row["cell"]) for row in rows):
         own = [row for row in rows if _name(row["cell"]) == name]
         cell = own[0]["cell"]
         style = {"color": f"C{networks.index(cell['network'])}", "marker": "."}
         style["linestyle"] = ":" if cell.get("compact") else "--" if cell["memopt"] else "-"
-        for ax, (key, label) in zip(axes, panels.items(), strict=True):
+        for ax, (key, label) in zip(axes, panels.items(), strict=False):
             unit = 1 if key == "seconds" else 1e6
             values = [row["figures"][key] / unit for row in own]
             ax.semilogy([row["cell"]["T"] for row in own], values, label=name, **style)
             doubling_axis(ax, [row["cell"]["T"] for row in rows])
             ax.set_xlabel("T")
             ax.set_ylabel(label)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    axes[3].set_axis_off()
+    legend_below(figure, axes[0])
     return figure

@@ -16,7 +16,7 @@ import math
 import statistics
 
 import torch
-from benchmarks.framework.record import doubling_axis, markdown
+from benchmarks.framework.record import doubling_axis, legend_below, markdown
 from torch import nn
 from torch.nn.functional import interpolate
 
@@ -241,7 +241,7 @@ def table(rows: list[dict]) -> str:
 def plot(rows: list[dict]):
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure = Figure(figsize=(8, 4.4), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     medians = [entry for entry in _medians(rows) if entry[2]]
     for ax, key in zip(axes, ("reversible", "naive"), strict=True):
@@ -252,5 +252,5 @@ def plot(rows: list[dict]):
         ax.set_title("sj_ext" if key == "reversible" else "naive inversion")
         ax.set_xlabel("T")
     axes[0].set_ylabel("relative error of the gradient")
-    axes[1].legend(fontsize="small")
+    legend_below(figure, axes[1], 4)
     return figure
