@@ -26,6 +26,7 @@ __all__ = [
     "number",
     "numbers",
     "shape",
+    "sizes",
     "surrogate",
     "tensor",
 ]
@@ -190,6 +191,20 @@ def shape(name: str, value: Any, *, length: int | None = None) -> tuple[int, ...
     if any(size < 1 for size in value) or (length is not None and len(value) != length):
         raise ValueError(message)
     return tuple(int(size) for size in value)
+
+
+def sizes(**named: Any) -> None:
+    """Raise unless every value is an integer of at least 1.
+
+    Args:
+        **named: values, by how the caller's user knows them.
+
+    Raises:
+        TypeError: one is not an integer.
+        ValueError: one is below 1.
+    """
+    for name, value in named.items():
+        integer(name, value, at_least=1)
 
 
 def function(name: str, value: V, what: str = "a function") -> V:

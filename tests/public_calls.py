@@ -60,6 +60,23 @@ def plain_record(thing: Any) -> bool:
     return record and not hasattr(thing, "__post_init__")
 
 
+def example(name: str, thing: Any) -> dict[str, Any]:
+    """Arguments of a call that is right.
+
+    Raises:
+        AssertionError: the name needs some, and nobody has said which.
+    """
+    if name in CALLS:
+        return CALLS[name]()
+    parameters = inspect.signature(thing).parameters.values()
+    various = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in various]
+    assert not needed, f"{name} needs a call in CALLS of public_calls.py, with {needed}"
+    if name.startswith("model."):
+        return {p.name: SIZES[p.name] for p in parameters if p.name in SIZES}
+    return {}
+
+
 def ann() -> nn.Module:
     """A trained network, as far as it matters."""
     return nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3))
@@ -67,6 +84,10 @@ def ann() -> nn.Module:
 
 def clipped() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 4), ann2snn.QuantizedClip(), nn.Linear(4, 3))
+
+
+def small_sizes() -> dict[str, Any]:
+    return {"num_classes": 3, "T": 2, "dim": 16, "num_heads": 2, "mlp_ratio": 2, "in_channels": 3}
 
 
 def snn() -> nn.Module:
@@ -184,11 +205,19 @@ CALLS: dict[str, Callable[[], dict[str, Any]]] = {
         "factory": ann2snn.QuantizedClip,
     },
     "ann2snn.report": lambda: {"snn": converted()},
+    "ann2snn.TwoSpikeNode": lambda: {"T": 4},
+    "ann2snn.latency": lambda: {"snn": converted()},
     "ann2snn.activation.bound_group": lambda: {"model": clipped()},
     "ann2snn.activation.quantized_clip": lambda: {"x": x(), "bound": torch.tensor(1.0)},
     **{
         f"ann2snn.presets.{name}": lambda: {"calibration": x(), "T": 8}
-        for name in ("calibration_advanced", "calibration_light", "low_latency", "optimal_shift")
+        for name in (
+            "calibration_advanced",
+            "calibration_light",
+            "low_latency",
+            "optimal_shift",
+            "tsc",
+        )
     },
     **{
         f"ann2snn.presets.{name}": lambda: {"calibration": x()}
@@ -250,6 +279,24 @@ CALLS: dict[str, Callable[[], dict[str, Any]]] = {
         "model": model.revsnn.revsresnet(3, 1, channels=(4, 4), depths=(1, 1)),
         "state_dict": {},
     },
+    "model.transformer.autost.autost": lambda: {
+        "dim": 16,
+        "num_heads": (2, 4),
+        "mlp_ratios": (2, 1),
+    },
+    "model.transformer.sglformer.sglformer_imagenet": lambda: {**small_sizes(), "depth": 3},
+    "model.transformer.spiking_resformer.spiking_resformer": lambda: {
+        "num_classes": 3,
+        "T": 2,
+        "widths": (4, 8),
+        "num_heads": (1, 2),
+        "patch_sizes": (2, 1),
+        "layers": 2 * (("DSSA", "GWFFN"),),
+        "group_size": 4,
+    },
+    "model.transformer.meta_spikeformer.meta_spikeformer": lambda: {
+        **{"num_classes": 3, "widths": (4, 8, 16, 16), "depths": (1, 1), "num_heads": 2},
+    },
     "model.transformer.Head": lambda: {"channels": 8, "num_classes": 3},
     "model.transformer.SpikingTransformer": lambda: {
         "stem": nn.Identity(),
@@ -295,7 +342,7 @@ CALLS: dict[str, Callable[[], dict[str, Any]]] = {
     "pruning.carry_over": lambda: {
         "optimizer": torch.optim.SGD((net := wide()).parameters(), 0.1),
         "model": net,
-        "small": pruning.shrink(net, x()),
+        "small": ann(),
     },
     "pruning.compress_then_finetune": lambda: {
         **pruner(),
@@ -350,12 +397,12 @@ CALLS: dict[str, Callable[[], dict[str, Any]]] = {
     "search.cost.parameters": lambda: {"model": snn()},
     "search.cost.synops_penalty": lambda: {"operations": torch.ones(1), "samples": 1},
     "search.network.autosnn.AutoSNN": lambda: {
-        "slots": [nn.Identity()] * 5,
+        "slots": [nn.Identity()] * 8,
         "sizes": Sizes(4),
         "spiking_neuron": neuron.LIFNode,
     },
     "search.network.autosnn.child": lambda: {"architecture": search.autosnn().sample(RNG)},
-    "search.network.autosnn.supernet": lambda: {"pooled": (False,) * 5, "sizes": Sizes(4)},
+    "search.network.autosnn.supernet": lambda: {"pooled": (False,) * 8, "sizes": Sizes(4)},
     "search.network.autost.operations": lambda: {"candidate": Candidate((2,), (2,), 16)},
     "search.network.autost.parameters": lambda: {"candidate": Candidate((2,), (2,), 16)},
     "search.network.branchless.FixedKernel": lambda: {**conv(), "kernel_size": 3},

@@ -47,6 +47,7 @@ class _QuantizedClip(torch.autograd.Function):
         return grad * inside, grad_bound.sum().view_as(bound), None, None
 
 
+@checked
 def quantized_clip(
     x: torch.Tensor, bound: torch.Tensor, levels: int | None = None, shift: float = 0.5
 ) -> torch.Tensor:
@@ -73,10 +74,17 @@ def quantized_clip(
     Source: Bu et al., "Optimal ANN-SNN Conversion for High-accuracy and Ultra-low-latency Spiking
     Neural Networks", ICLR 2022 (the clip-floor-shift); the others are special cases.
     """
+    return _clipped(x, bound, levels, shift)
+
+
+def _clipped(
+    x: torch.Tensor, bound: torch.Tensor, levels: int | None, shift: float
+) -> torch.Tensor:
     clipped: torch.Tensor = _QuantizedClip.apply(x, bound, levels, shift)
     return clipped
 
 
+@checked
 class QuantizedClip(nn.Module):
     r"""Clip to a bound, learned or fixed, in levels or not: the activation of five methods.
 
@@ -168,7 +176,7 @@ class QuantizedClip(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``x`` clipped; see :func:`quantized_clip`."""
-        return quantized_clip(x, self.bound, self.levels, self.shift)
+        return _clipped(x, self.bound, self.levels, self.shift)
 
     def extra_repr(self) -> str:
         return (

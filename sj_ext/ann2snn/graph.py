@@ -68,7 +68,7 @@ def trace(
         TypeError: ``net`` is no module.
         ValueError: the network cannot be traced, with what to do.
     """
-    checks.module("net", net)
+    checks.module("model", net)
     if isinstance(net, fx.GraphModule):
         return net
     try:
@@ -105,7 +105,7 @@ def prepare(
         TypeError: ``net`` is no module.
         ValueError: it cannot be traced, has neurons already, or a batch norm without statistics.
     """
-    with evaluating(checks.module("net", net)):
+    with evaluating(checks.module("model", net)):
         graph = copy.deepcopy(trace(net, leaf_modules, concrete_args)).eval()
     _refuse_neurons(graph)
     _as_layers_of_torch(graph)

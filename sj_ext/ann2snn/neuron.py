@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from .. import checks, host
+from ..arguments import checked
 
 __all__ = ["ConversionIFNode", "counted_step", "leaky_step"]
 
@@ -96,6 +97,7 @@ _SEQUENCE_BACKENDS: tuple[str, ...] = getattr(
 )
 
 
+@checked
 class ConversionIFNode(host.FunctionalNode):
     r"""Integrate-and-fire neuron for networks converted from trained ones.
 

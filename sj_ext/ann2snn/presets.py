@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import checks
+from ..arguments import checked
 from .calibrate import Bias, Potential, ProxyFineTuning, RateGain, Weights
 from .recipe import ComposedRecipe
 from .threshold import Bound, Maximum, MeanSquare, Percentile, RunTime
@@ -38,6 +39,7 @@ def _recipe(calibration: Any, defaults: dict[str, Any], options: dict[str, Any])
     return ComposedRecipe(calibration, **{**defaults, **options})
 
 
+@checked
 def spike_norm(
     calibration: Any,
     T: int = 2500,
@@ -71,6 +73,7 @@ def spike_norm(
     return _recipe(calibration, {"threshold": rule, "v_init": 0.0, "reset": reset}, options)
 
 
+@checked
 def rmp(
     calibration: Any,
     T: int = 2500,
@@ -98,6 +101,7 @@ def rmp(
 
     Source: Han et al., "RMP-SNN", CVPR 2020.
     """
+    checks.number("alpha", alpha, above=0, at_most=1)
     rule = RunTime(T, alpha, "soft", encoder)
     return _recipe(calibration, {"threshold": rule, "v_init": 0.0}, options)
 
@@ -199,6 +203,7 @@ def calibration_light(calibration: Any, T: int, **options: Any) -> ComposedRecip
     return _recipe(calibration, defaults, options)
 
 
+@checked
 def calibration_advanced(
     calibration: Any, T: int, *, weights: bool = False, **options: Any
 ) -> ComposedRecipe:
@@ -298,6 +303,7 @@ def cq(calibration: Any = None, **options: Any) -> ComposedRecipe:
     return _recipe(calibration, {"threshold": Bound(0.9999), "v_init": 0.0}, options)
 
 
+@checked
 def fast_snn(
     calibration: Any = None,
     bits: int = 3,

@@ -25,6 +25,7 @@ __all__ = ["ComposedRecipe", "convert"]
 _TRAINED = "sj_ext.ann2snn"
 
 
+@checked
 class ComposedRecipe(host.ConversionRecipe):
     r"""How a trained network becomes a spiking one, composed of parts.
 

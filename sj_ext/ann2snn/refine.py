@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from .. import host
+from .. import checks, host
+from ..arguments import checked
 from .corrections import Calibration
 from .data import Batches
 from .graph import activation_nodes, free_name, modules_called, prepare, put_submodule
@@ -27,6 +28,7 @@ _SCALERS = tuple(
 )
 
 
+@checked
 def refine(
     snn: nn.Module,
     calibrations: Sequence[Calibration],
@@ -54,6 +56,7 @@ def refine(
         TypeError: an argument of the wrong kind.
         ValueError: ``snn`` is not a conversion of ``ann``, or data are missing.
     """
+    checks.integer("T", T, at_least=1)
     for part in calibrations:
         if not isinstance(part, Calibration):
             raise TypeError(f"calibrations must be parts of ann2snn.calibrate, got {part!r}")

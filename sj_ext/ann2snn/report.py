@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from .. import checks, host
+from ..arguments import checked
 from .data import Batches
 from .graph import evaluating, prepare
 from .observe import single_steps, sites, watch_activations, watch_steps
@@ -68,6 +69,7 @@ class Report:
         )
 
 
+@checked
 def report(
     snn: nn.Module,
     data: Any = None,
@@ -110,6 +112,7 @@ def report(
     return Report(list(entries.values()))
 
 
+@checked
 def evaluate(
     snn: nn.Module,
     loader: Any,

@@ -12,11 +12,13 @@ import torch
 from torch import fx, nn
 
 from .. import checks, host
+from ..arguments import checked
 from .graph import free_name, put_submodule
 
 __all__ = ["CountMaxPool", "Scaler", "SpikingSite"]
 
 
+@checked
 class Scaler(nn.Module):
     """Multiplies by a constant: one for the layer, one per channel, or one per neuron.
 
@@ -49,6 +51,7 @@ class Scaler(nn.Module):
         return f"{list(self.scale.shape)} in [{self.scale.min():.4g}, {self.scale.max():.4g}]"
 
 
+@checked
 class SpikingSite(nn.Module):
     r"""What takes an activation's place: :math:`\theta \cdot \mathrm{neuron}(g z / \theta)`.
 
@@ -106,6 +109,7 @@ class SpikingSite(nn.Module):
         return y
 
 
+@checked
 class CountMaxPool(host.base.MemoryModule):
     r"""Max pooling of rates, not of spikes: a window passes on what its most active input sends.
 

@@ -13,6 +13,7 @@ import torch
 from torch import fx, nn
 
 from .. import checks
+from ..arguments import checked
 from .activation import QuantizedClip
 from .data import Batches
 from .graph import activation_nodes
@@ -235,6 +236,7 @@ class Bound(Threshold):
         return torch.tensor([self.scale * bound], dtype=torch.float64)
 
 
+@checked
 class Fixed(Threshold):
     """Thresholds that are known, by the name of the activation; needs no data.
 

@@ -13,10 +13,12 @@ import torch
 from torch import fx, nn
 
 from .. import checks, host
+from ..arguments import checked
 
 __all__ = ["TwoSpikeNode", "latency", "window_of"]
 
 
+@checked
 class TwoSpikeNode(host.FunctionalNode):
     r"""Gathers its input for a window of ``T`` steps and sends it by two spikes in the next one.
 
@@ -114,6 +116,7 @@ class TwoSpikeNode(host.FunctionalNode):
         return f"{super().extra_repr()}, T={self.T}, v_init={self.v_init:.4g}"
 
 
+@checked
 def latency(snn: nn.Module) -> int:
     """Steps from rest until the output of a converted network is that of its whole depth.
 

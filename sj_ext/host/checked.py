@@ -57,9 +57,16 @@ def _number_or_none(name: str, value: Any) -> float | None:
     return None if value is None else checks.number(name, value)
 
 
+def _name(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be the name of a backend, got {checks.shown(value)}")
+    return value
+
+
 _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "tau": _time_constant,
     "init_tau": _time_constant,
+    "backend": _name,
     "v_threshold": checks.number,
     "v_reset": _number_or_none,
     "decay_input": checks.flag,

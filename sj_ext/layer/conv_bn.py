@@ -45,9 +45,8 @@ class ConvBN(Fusable):
         bias: bool = False,
     ):
         super().__init__()
-        sizes = {"in_channels": in_channels, "out_channels": out_channels, "groups": groups}
-        for name, size in (sizes | {"kernel_size": kernel_size, "stride": stride}).items():
-            checks.integer(name, size, at_least=1)
+        checks.sizes(in_channels=in_channels, out_channels=out_channels, groups=groups)
+        checks.sizes(kernel_size=kernel_size, stride=stride)
         if padding is not None:
             checks.integer("padding", padding, at_least=0)
         self.conv = host.layer.Conv2d(

@@ -211,8 +211,7 @@ class ScaledWSConv2d(host.layer.Conv2d):
         eps: float = 1e-6,
         eps_in: str = "sum",
     ):
-        checks.integer("in_channels", in_channels, at_least=1)
-        checks.integer("out_channels", out_channels, at_least=1)
+        checks.sizes(in_channels=in_channels, out_channels=out_channels, groups=groups)
         pair = kernel_size if isinstance(kernel_size, tuple) else (kernel_size, kernel_size)
         checks.shape("kernel_size", pair, length=2)
         super().__init__(

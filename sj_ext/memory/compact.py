@@ -15,6 +15,7 @@ from torch._compile import _disable_dynamo  # as torch.compiler.disable, which i
 from torch.utils._pytree import tree_leaves
 
 from .. import checks
+from ..arguments import checked
 from .budget import bytes_of, cheapest_plan
 from .function import run_segment
 from .kinds import steps_of, why_not
@@ -27,6 +28,7 @@ from .trace import find_segments, forwards_of, left_as_it_was, segment_of
 __all__ = ["compact"]
 
 
+@checked
 def compact(
     model: nn.Module,
     example_input: Any = None,

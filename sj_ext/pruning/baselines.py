@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import nn
 
+from .. import checks
 from .minimax import MinimaxPruner
 from .pruner import Pruner
 from .schedule import Schedule, Stage
@@ -115,5 +116,6 @@ def compress_then_finetune(
         TypeError, ValueError: as :class:`~sj_ext.pruning.MinimaxPruner`; or ``compress_steps`` is
             below 1, or ``finetune_steps`` negative.
     """
+    checks.number("budget", budget, above=0, at_most=1)
     schedule = Schedule.one_go(budget, compress_steps, finetune_steps)
     return MinimaxPruner(model, budget=budget, schedule=schedule, **options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,8 +55,8 @@ def limits(budget: Any, resource: Any, example_input: Any, latency_table: Any) -
     """
     if isinstance(budget, Mapping):
         resource, budget = list(budget), list(budget.values())
-    resources = [resource] if isinstance(resource, (str, Resource)) else list(resource)
-    budgets = [budget] if isinstance(budget, (int, float, str)) else list(budget)
+    resources = _several("resource", resource, (str, Resource))
+    budgets = _several("budget", budget, (int, float, str))
     if len(resources) != len(budgets) or not budgets:
         raise ValueError(
             f"budget must have one number per resource, got {len(budgets)} for {len(resources)}"
@@ -69,6 +69,16 @@ def limits(budget: Any, resource: Any, example_input: Any, latency_table: Any) -
     if len(set(names)) != len(names):
         raise ValueError(f"resources must have different names, got {names}")
     return [_target(res, value) for res, value in zip(made, budgets, strict=True)]
+
+
+def _several(name: str, given: Any, one: tuple[type, ...]) -> list[Any]:
+    """What was given alone or in a sequence."""
+    if isinstance(given, one):
+        return [given]
+    if not isinstance(given, Iterable):
+        what = "a name or a Resource" if name == "resource" else "a number in (0, 1] or an amount"
+        raise TypeError(f"{name} must be {what}, or several, got {given!r}")
+    return list(given)
 
 
 def _target(res: Resource, value: Any) -> Target:

@@ -100,6 +100,10 @@ def bare_sites(model: nn.Module, known: Mapping[str, Site]) -> dict[str, Site]:
     return found
 
 
+def _is_predicate(entry: object) -> bool:
+    return callable(entry) and not isinstance(entry, nn.Module)
+
+
 def choose(
     model: nn.Module,
     layers: Chooser | Iterable[Chooser] | None,
@@ -126,8 +130,12 @@ def choose(
     bare = bare_sites(model, known)
     if layers is None:
         entries: list[Chooser] = [lambda name, module: True]
-    elif isinstance(layers, (str, type)) or callable(layers):
+    elif isinstance(layers, (str, type)) or _is_predicate(layers):
         entries = [layers]
+    elif not isinstance(layers, Iterable):
+        raise TypeError(
+            f"layers must be names, types or predicates (name, module) -> bool, got {layers!r}"
+        )
     else:
         entries = list(layers)
     chosen, named = set(), set()
@@ -140,7 +148,7 @@ def choose(
             named |= hits & {entry}
         elif isinstance(entry, type):
             hits = {name for name, site in known.items() if isinstance(site.module, entry)}
-        elif callable(entry):
+        elif _is_predicate(entry):
             hits = {name for name, site in known.items() if entry(name, site.module)}
         else:
             raise TypeError(

@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn.utils import parametrize, prune
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from ..arguments import checked
 from . import optimizers, sharding
 from .layers import is_prunable, weight_sites
 from .selection import hold_
@@ -315,6 +316,7 @@ def check_unpruned(name: str, module: Any, parameter: str = "weight") -> None:
     sharding.part_of(sharding.blank_mask(getattr(module, parameter)), getattr(module, parameter))
 
 
+@checked
 def hold_masks(model: nn.Module, masks: Mapping[str, torch.Tensor]) -> None:
     """Hold zeros where masks from elsewhere say so, as after a pruner has finished.
 

@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from .. import checks
+from ..arguments import checked
 from . import best, bits, masks, ranks, sharding
 from .account import Account
 from .budgets import Budget, Resources, limits
@@ -36,6 +37,7 @@ __all__ = ["Pruner"]
 FORMAT = 1
 
 
+@checked
 class Pruner:
     """Base of all pruners; a subclass defines :meth:`_compress`.
 
@@ -190,7 +192,8 @@ class Pruner:
         target = self._targets[0]
         if schedule is None:
             return Schedule.geometric(target.share)
-        if isinstance(schedule, int) and not isinstance(schedule, bool):
+        if isinstance(schedule, int):
+            checks.integer("schedule", schedule, at_least=1)
             return Schedule.geometric(target.share, schedule)
         if not isinstance(schedule, Schedule):
             raise TypeError(

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..arguments import checked
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -82,6 +84,7 @@ def plan_table(account: Account, stages: Stages) -> str:
     return f"{aligned(lines)}\n\n{aligned(layers)}"
 
 
+@checked
 class History:
     """Rows of density, resources, multipliers and kept shares over steps.
 

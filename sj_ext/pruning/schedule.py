@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from .. import checks
+from ..arguments import checked
 
 __all__ = ["Schedule", "Stage"]
 
@@ -37,6 +38,7 @@ class Stage:
         checks.integer("finetune_steps", self.finetune_steps, at_least=0)
 
 
+@checked
 @dataclass(frozen=True)
 class Schedule:
     """Stages of compression and fine-tuning; the last level is the budget.

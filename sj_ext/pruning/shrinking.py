@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
+from ..arguments import checked
 from ..observe import at_rest
 from .channels import channels_first, producing
 from .dependency import Graph, trace
@@ -31,6 +32,7 @@ O = TypeVar("O", bound=Optimizer)  # noqa: E741
 KEPT = "_kept_channels"
 
 
+@checked
 def shrink(model: nn.Module, example_input: Any, *, tolerance: float = 1e-5) -> nn.Module:
     """A smaller dense network without the cut output channels.
 
@@ -86,6 +88,7 @@ def shrink(model: nn.Module, example_input: Any, *, tolerance: float = 1e-5) -> 
     return small
 
 
+@checked
 def carry_over(optimizer: O, model: nn.Module, small: nn.Module) -> O:
     """An optimizer for what :func:`shrink` returned, with the state of what is left.
 

@@ -10,6 +10,7 @@ from torch import nn
 from .. import checks, host
 from ..analysis import synaptic_operations
 from ..analysis.energy import additions
+from ..arguments import checked
 from ..observe import at_rest, watching
 
 __all__ = ["energy", "flops", "parameters", "spikes", "synops", "synops_penalty"]
@@ -63,6 +64,7 @@ def energy(model: nn.Module, batch: torch.Tensor) -> float:
         return synaptic_operations(model, batch, samples=len(batch)).energy_per_sample()
 
 
+@checked
 def synops(model: nn.Module, batch: torch.Tensor, *, weighting: str = "events") -> float:
     """Synaptic operations of one image: additions that its spikes cause in the layers behind them.
 
@@ -94,6 +96,7 @@ def synops(model: nn.Module, batch: torch.Tensor, *, weighting: str = "events") 
     return total / len(batch)
 
 
+@checked
 def spikes(model: nn.Module, batch: torch.Tensor, *, include_pooling: bool = False) -> float:
     """Spikes of one image, summed over neurons and steps.
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .. import checks
+from ..arguments import checked
 from .space import Architecture
 
 __all__ = ["Constraint", "Evaluate", "spike_aware"]
@@ -37,6 +38,7 @@ def spike_aware(accuracy: float, spikes: float, reference: float, exponent: floa
     return checks.number("accuracy", accuracy) * (spikes / reference) ** exponent
 
 
+@checked
 @dataclass(frozen=True)
 class Constraint:
     """A cost that may not be above a limit.

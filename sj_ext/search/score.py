@@ -27,6 +27,7 @@ import torch
 from torch import nn
 
 from .. import checks, host
+from ..arguments import checked
 from ..observe import watching
 from .network.autost import operations
 from .space.autost import Candidate
@@ -36,6 +37,7 @@ __all__ = ["autost_score", "hamming", "pattern_kernel", "spike_patterns"]
 EPSILON = 1e-3
 
 
+@checked
 def spike_patterns(
     model: nn.Module,
     batch: torch.Tensor,
@@ -65,6 +67,7 @@ def spike_patterns(
     return float(torch.linalg.slogdet(kernel)[1])
 
 
+@checked
 def hamming(
     model: nn.Module, batch: torch.Tensor, *, reduce: str = "sum", reset: bool = True
 ) -> float:
@@ -83,6 +86,7 @@ def hamming(
     return float(torch.linalg.slogdet(kernel)[1])
 
 
+@checked
 def autost_score(candidate: Candidate, **setting: Any) -> float:
     """AutoST's score: operations of an image in units of 10^9, by formula, with no model built.
 
@@ -99,6 +103,7 @@ def autost_score(candidate: Candidate, **setting: Any) -> float:
     return operations(candidate, **setting) / 1e9
 
 
+@checked
 def pattern_kernel(
     model: nn.Module,
     batch: torch.Tensor,

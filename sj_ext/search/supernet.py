@@ -10,12 +10,14 @@ import torch
 from torch import nn
 
 from .. import checks, host
+from ..arguments import checked
 from .space import Architecture, Space
 from .space.space import check_rng
 
 __all__ = ["OneShot", "Slot"]
 
 
+@checked
 class Slot(nn.Module):
     """Candidates of which one runs.
 

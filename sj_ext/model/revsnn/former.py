@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from ... import checks
+from ...arguments import checked
 from ...layer.attention import SSA
 from ...layer.mlp import SpikingMLP
 from ...layer.reversible_sequence import ReversibleSequence
@@ -36,6 +37,7 @@ class Doubled(nn.Module):
         return torch.cat([x, x], dim=-3)
 
 
+@checked
 def revsformer(
     num_classes: int = 10,
     T: int = 4,

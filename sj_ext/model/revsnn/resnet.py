@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ... import checks, host
+from ...arguments import checked
 from ...layer.conv_bn import ConvBN
 from ...layer.mlp import SpikingMLP
 from ...layer.reversible_sequence import ReversibleSequence
@@ -48,6 +49,7 @@ NAMES = PublishedNames(
 )
 
 
+@checked
 class RevSResNet(nn.Module):
     r"""Stem, reversible stages, and between them neuron, average pooling and 1 x 1 convolution.
 
@@ -149,6 +151,7 @@ def _integrate_and_fire() -> NeuronFactory:
     )
 
 
+@checked
 def revsresnet(
     num_classes: int = 10, T: int = 4, spiking_neuron: NeuronFactory | None = None, **sizes: Any
 ) -> RevSResNet:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import nn
 
 from ... import checks
+from ...arguments import checked
 from ...layer.mixer.linear import LinearMixer
 from ...layer.mlp import SpikingMLP
 from ...layer.residual import ResidualBlock
@@ -20,6 +21,7 @@ from .spikformer import spikformer_stem
 __all__ = ["attention_free_spikformer", "attention_free_spikformer_4_384_cifar"]
 
 
+@checked
 def attention_free_spikformer(
     num_classes: int = 10,
     T: int = 4,
@@ -52,6 +54,7 @@ def attention_free_spikformer(
         ValueError: a size or a name is out of range; the message names it.
     """
     checks.integer("depth", depth, at_least=1)
+    checks.sizes(dim=dim)
     hidden = int(dim * checks.number("mlp_ratio", mlp_ratio, above=0))
     blocks = [
         ResidualBlock(

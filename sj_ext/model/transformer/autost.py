@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from ... import checks, host
+from ...arguments import checked
 from ...layer.attention import SSA
 from ...layer.mlp import SpikingMLP
 from ...layer.residual import ResidualBlock
@@ -44,6 +45,7 @@ NAMES = PublishedNames(
 )
 
 
+@checked
 def autost(
     num_classes: int = 100,
     T: int = 4,

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from ... import checks, host
+from ...arguments import checked
 from ...layer.spiking import NeuronFactory, new_neuron
 from ...parameters import no_weight_decay
 from .published import PublishedNames
@@ -13,6 +14,7 @@ from .published import PublishedNames
 __all__ = ["Head", "SpikingTransformer", "initialize_linear"]
 
 
+@checked
 class SpikingTransformer(nn.Module, host.base.StepModule):
     r"""A spiking transformer: logits of each step from an image or from event frames.
 
@@ -102,6 +104,7 @@ class SpikingTransformer(nn.Module, host.base.StepModule):
                 )
 
 
+@checked
 class Head(nn.Module):
     r"""Classifier: mean over the tokens, an optional neuron, a linear map, all step by step.
 
@@ -134,7 +137,7 @@ class Head(nn.Module):
         distillation: bool = False,
     ):
         super().__init__()
-        checks.integer("num_classes", num_classes, at_least=1)
+        checks.sizes(channels=channels, num_classes=num_classes)
         self.neuron = None if spiking_neuron is None else new_neuron(spiking_neuron)
         self.linear = nn.Linear(channels, num_classes, bias=bias)
         self.distilled = (

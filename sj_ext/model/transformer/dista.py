@@ -11,6 +11,7 @@ from __future__ import annotations
 from torch import nn
 
 from ... import checks, host
+from ...arguments import checked
 from ...layer.attention.dista import DISTAttention
 from ...layer.mlp import SpikingMLP
 from ...layer.residual import ResidualBlock
@@ -22,6 +23,7 @@ from .spikformer import spikformer_stem
 __all__ = ["dista", "dista_4_384_cifar"]
 
 
+@checked
 def dista(
     num_classes: int = 10,
     T: int = 6,

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from ... import checks
+from ...arguments import checked
 from ...layer.attention import SDSA3
 from ...layer.downsampling import Downsampling
 from ...layer.mlp import SpikingMLP
@@ -65,6 +66,7 @@ NAMES = PublishedNames(
 )
 
 
+@checked
 def meta_spikeformer(
     num_classes: int = 1000,
     T: int = 1,

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...arguments import checked
+
 __all__ = ["PublishedNames", "load_published", "published_names"]
 
 
@@ -85,6 +87,7 @@ def load_published(model: nn.Module, state_dict: Mapping[str, Any]) -> list[str]
     return dead
 
 
+@checked
 def published_names(model: nn.Module, state_dict: Mapping[str, Any]) -> dict[str, str | None]:
     """Our name for every name of a program's state dict; None for what the program never uses.
 

@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from ... import checks
+from ...arguments import checked
 from ...layer.attention import SSA
 from ...layer.attention.local import LocalSSA
 from ...layer.local_block import LocalBlock
@@ -95,6 +96,7 @@ NAMES = {
 }
 
 
+@checked
 class FullSizeHead(nn.Module):
     """Classifier that weighs every token and step: a depthwise convolution of the whole map.
 
@@ -115,7 +117,7 @@ class FullSizeHead(nn.Module):
         super().__init__()
         self.tokens = checks.integer("tokens", tokens, at_least=1)
         self.steps = checks.integer("steps", steps, at_least=1)
-        checks.integer("num_classes", num_classes, at_least=1)
+        checks.sizes(channels=channels, num_classes=num_classes)
         self.mix = nn.Conv2d(channels, channels, (tokens, steps), groups=channels)
         self.bn = nn.BatchNorm2d(channels)
         self.linear = nn.Linear(channels, num_classes)
@@ -151,6 +153,7 @@ class BatchMixingSSA(SSA):
         return self.neuron_out(y.flatten(0, 1)).view_as(y)
 
 
+@checked
 def sglformer(
     num_classes: int = 10,
     T: int = 4,
@@ -214,6 +217,7 @@ def sglformer(
     return model
 
 
+@checked
 def sglformer_imagenet(
     num_classes: int = 1000,
     T: int = 4,

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ... import checks, host
+from ...arguments import checked
 from ...layer.attention.space_time import SpaceTimeBlock
 from ...layer.spiking import NeuronFactory, lif
 from ...layer.stem_tokenizer import ConvTokenizer
@@ -124,6 +125,7 @@ class PoolingHead(nn.Module):
         return self.linear((weights.mT @ z).squeeze(1)).unsqueeze(0)
 
 
+@checked
 def spikeformer(
     num_classes: int = 10,
     T: int = 4,

@@ -18,6 +18,7 @@ from __future__ import annotations
 from torch import nn
 
 from ... import checks
+from ...arguments import checked
 from ...layer.attention import SSA
 from ...layer.mlp import SpikingMLP
 from ...layer.residual import ResidualBlock
@@ -91,6 +92,7 @@ NAMES = {
 }
 
 
+@checked
 def spikformer(
     num_classes: int = 1000,
     T: int = 4,
@@ -188,6 +190,7 @@ def spikformer_stem(
     )
 
 
+@checked
 def spikformer_v2(
     num_classes: int = 1000,
     T: int = 4,

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from ... import checks, host
+from ...arguments import checked
 from ...layer.attention import DSSA
 from ...layer.conv_bn import ConvBN
 from ...layer.downsampling import Downsampling
@@ -63,6 +64,7 @@ NAMES = PublishedNames(
 LAYERS = (1 * ("DSSA", "GWFFN"), 2 * ("DSSA", "GWFFN"), 3 * ("DSSA", "GWFFN"))
 
 
+@checked
 def spiking_resformer(
     num_classes: int = 1000,
     T: int = 4,

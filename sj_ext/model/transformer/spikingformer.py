@@ -20,6 +20,7 @@ from typing import Any
 from torch import nn
 
 from ... import checks
+from ...arguments import checked
 from ...layer.attention import SSA
 from ...layer.mlp import SpikingMLP
 from ...layer.residual import ResidualBlock
@@ -80,6 +81,7 @@ NAMES = {
 }
 
 
+@checked
 def spikingformer(
     num_classes: int = 1000,
     T: int = 4,
@@ -215,6 +217,7 @@ spikingformer_4_384_cifar = sized(
 )
 
 
+@checked
 def spikingformer_2_256_dvs(
     num_classes: int = 10,
     T: int = 16,

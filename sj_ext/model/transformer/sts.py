@@ -11,6 +11,7 @@ from functools import partial
 from torch import nn
 
 from ... import checks, host
+from ...arguments import checked
 from ...layer.attention.stsa import STSA
 from ...layer.mlp import SpikingMLP
 from ...layer.residual import ResidualBlock
@@ -46,6 +47,7 @@ NAMES = PublishedNames(
 )
 
 
+@checked
 def sts_transformer(
     num_classes: int = 11,
     T: int = 10,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import nn
 
 from ... import checks
+from ...arguments import checked
 from ...layer.mixer.frequency import FrequencyMixer
 from ...layer.mlp import SpikingMLP
 from ...layer.residual import ResidualBlock
@@ -53,6 +54,7 @@ NAMES = PublishedNames(
 )
 
 
+@checked
 def swformer(
     num_classes: int = 10,
     T: int = 4,

@@ -57,7 +57,9 @@ def resource(
     if isinstance(which, Resource):
         return which
     if not isinstance(which, str):
-        raise TypeError(f"resource must be a name or a Resource, got {which!r}")
+        raise TypeError(f"which resource must be a name or a Resource, got {which!r}")
+    if latency_table is not None and not isinstance(latency_table, LatencyTable):
+        raise TypeError(f"latency_table must be a LatencyTable or None, got {latency_table!r}")
     if which == "flops":
         if example_input is None:
             raise ValueError("resource 'flops' needs example_input: one batch as the model takes")
@@ -76,7 +78,7 @@ def resource(
     }
     if which not in known:
         raise ValueError(
-            f"resource must be one of {sorted([*known, 'flops', 'latency'])} or a Resource, "
+            f"which resource must be one of {sorted([*known, 'flops', 'latency'])} or a Resource, "
             f"got {which!r}"
         )
     return known[which]()

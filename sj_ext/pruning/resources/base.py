@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...arguments import checked
+
 __all__ = ["LayerInfo", "Linear", "Params", "Resource", "params"]
 
 
@@ -52,6 +54,7 @@ class LayerInfo:
         return getattr(self.module, self.attribute)
 
 
+@checked
 class Resource:
     """A cost that adds up over layers.
 

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ... import checks
+from ...arguments import checked
 from ..layers import TRANSPOSED, weight_sites
 from .base import LayerInfo, Resource
 from .operations import layer_positions, samples_of
@@ -29,9 +31,10 @@ def device_name(device: torch.device | str = "cpu") -> str:
         device: as PyTorch names it.
 
     Raises:
-        RuntimeError: PyTorch does not know such a device, or CUDA is not there.
+        TypeError, ValueError: PyTorch does not know such a device.
+        RuntimeError: CUDA is not there.
     """
-    device = torch.device(device)
+    device = checks.device("device", device)
     if device.type == "cuda":
         return f"cuda: {torch.cuda.get_device_name(device)}"
     model = platform.processor() or platform.machine()
@@ -173,6 +176,7 @@ class Latency(Resource):
         return ys[at - 1] + (ys[at] - ys[at - 1]) * (share - low) / (high - low)
 
 
+@checked
 def latency(table: LatencyTable) -> Resource:
     """Per-layer times, interpolated between densities.
 

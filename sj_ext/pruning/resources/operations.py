@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...arguments import checked
 from ...observe import at_rest, watching
 from ..layers import TRANSPOSED, is_prunable, weight_sites
 from .base import LayerInfo, Linear, Resource
@@ -50,6 +51,7 @@ def samples_of(model: nn.Module, example_input: Any) -> int:
     return first.shape[1 if many and first.dim() > 1 else 0] if first.dim() else 1
 
 
+@checked
 def layer_positions(model: nn.Module, example_input: Any) -> dict[str, int]:
     """How often a weight of each layer is used in one forward pass of ``example_input``.
 

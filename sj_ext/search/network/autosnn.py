@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from ... import checks, host
+from ...arguments import checked
 from ...layer.spiking import NeuronFactory, lif, new_neuron
 from ...model.transformer.published import PublishedNames
 from ..space import Architecture
@@ -96,6 +97,7 @@ class Sizes:
         return list(zip(before, self.channels, self.strides, strict=True))
 
 
+@checked
 class AutoSNN(nn.Module):
     """A network with the given modules in its slots.
 
@@ -200,6 +202,7 @@ class FactorizedSkip(nn.Module):
         return self.neuron(self.bn(torch.cat(halves, 1)))
 
 
+@checked
 def child(
     architecture: Architecture,
     sizes: Sizes | None = None,
@@ -231,6 +234,7 @@ def child(
     return AutoSNN(slots, sizes, neuron)
 
 
+@checked
 def supernet(
     pooled: Sequence[bool], sizes: Sizes | None = None, spiking_neuron: NeuronFactory | None = None
 ) -> OneShot:

@@ -14,11 +14,13 @@ from __future__ import annotations
 import itertools
 
 from ... import checks
+from ...arguments import checked
 from ..space.autost import Candidate
 
 __all__ = ["operations", "parameters"]
 
 
+@checked
 def parameters(candidate: Candidate, *, num_classes: int = 100, in_channels: int = 3) -> int:
     """How many parameters a candidate has.
 
@@ -30,6 +32,7 @@ def parameters(candidate: Candidate, *, num_classes: int = 100, in_channels: int
     Raises:
         ValueError: the candidate is malformed.
     """
+    checks.sizes(num_classes=num_classes, in_channels=in_channels)
     ratios, _, width = _checked(candidate)
     channels = (in_channels, width // 8, width // 4, width // 2, width)
     maps = itertools.pairwise(channels)
@@ -44,6 +47,7 @@ def parameters(candidate: Candidate, *, num_classes: int = 100, in_channels: int
     return stem + blocks + neurons + width * num_classes + num_classes
 
 
+@checked
 def operations(
     candidate: Candidate,
     *,
@@ -69,6 +73,9 @@ def operations(
     Raises:
         ValueError: the candidate is malformed or a size out of range.
     """
+    checks.sizes(
+        num_classes=num_classes, in_channels=in_channels, batch=1 if batch is None else batch
+    )
     ratios, _, width = _checked(candidate)
     if checks.integer("image_size", image_size, at_least=4) % 4:
         raise ValueError(f"image_size must be a multiple of 4, got {image_size}")

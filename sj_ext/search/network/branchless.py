@@ -25,6 +25,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ... import checks, host
+from ...arguments import checked
 from ..space import Architecture, Space
 from ..space import branchless as branchless_space
 from ..superkernel import SuperKernel, same_padding
@@ -65,6 +66,7 @@ class SharedThresholdNode(host.FunctionalNode):
         return spike, (potential * (1 - spike),)
 
 
+@checked
 class FixedKernel(nn.Module):
     """A convolution of one size, padded as a :class:`~sj_ext.search.SuperKernel` is.
 
@@ -82,6 +84,7 @@ class FixedKernel(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1):
         super().__init__()
+        checks.sizes(in_channels=in_channels, out_channels=out_channels)
         self.stride = checks.integer("stride", stride, at_least=1)
         size = checks.integer("kernel_size", kernel_size, at_least=1)
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels, size, size))
@@ -153,6 +156,7 @@ class Block(nn.Module):
         return (y if bool(kernel.detach().any()) else None), operations
 
 
+@checked
 class Branchless(nn.Module):
     """The supernet, or with ``architecture`` one of its networks.
 
@@ -191,6 +195,8 @@ class Branchless(nn.Module):
         architecture: Architecture | None = None,
     ):
         super().__init__()
+        checks.sizes(num_classes=num_classes, stem=stem, first=first, head=head)
+        checks.sizes(in_channels=in_channels)
         self.T = checks.integer("T", T, at_least=1)
         widths = checks.shape("widths", widths)
         self._stages = (len(widths), checks.integer("blocks", blocks, at_least=1))

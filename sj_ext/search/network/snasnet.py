@@ -26,6 +26,7 @@ import torch
 from torch import nn
 
 from ... import checks, host
+from ...arguments import checked
 from ...layer.spiking import NeuronFactory, lif, new_neuron
 from ..space import Architecture
 from ..space.snasnet import BACKWARD, FORWARD, matrix
@@ -41,6 +42,7 @@ _DATASETS = {
 _HOSTS = "spikingjelly.activation_based.model.snas_net"
 
 
+@checked
 class Cell(host.base.MemoryModule):
     """The searched part: operations on edges between four nodes, for one step at a time.
 
@@ -58,6 +60,7 @@ class Cell(host.base.MemoryModule):
 
     def __init__(self, channels: int, rows: Sequence[Sequence[int]], spiking_neuron: NeuronFactory):
         super().__init__()
+        checks.sizes(channels=channels)
         if len(rows) != 4 or any(len(row) != 4 for row in rows):
             raise ValueError(f"rows must be a 4 x 4 matrix, got {rows!r}")
         self.cell_architecture, self.cell_architecture_back = (
@@ -87,6 +90,7 @@ class Cell(host.base.MemoryModule):
         return held[3]
 
 
+@checked
 class SNASNet(nn.Module):
     """Stem, cell, wider cell and classifier; the names of its tensors are the public program's.
 
@@ -128,7 +132,9 @@ class SNASNet(nn.Module):
         super().__init__()
         self.T = checks.integer("T", T, at_least=1)
         neuron, rows = spiking_neuron or published_lif(), matrix(architecture.genes)
-        checks.integer("channels", channels, at_least=1)
+        checks.sizes(channels=channels, num_classes=num_classes, image_size=image_size, pool=pool)
+        checks.sizes(hidden=hidden, cluster=cluster, stem_stride=stem_stride)
+        checks.number("dropout", dropout, at_least=0, below=1)
         wide = 2 * channels
         self.stem = nn.Sequential(
             nn.Conv2d(3, channels, 3, stem_stride, 1, bias=False), nn.BatchNorm2d(channels)
@@ -165,6 +171,7 @@ class SNASNet(nn.Module):
         return self.classifier(x.flatten(1)).unflatten(1, (-1, self.cluster)).mean(2)
 
 
+@checked
 def child(architecture: Architecture, dataset: str = "cifar10", T: int = 5, pool: int = 2) -> Any:
     """The network of an architecture at its published size.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ... import checks
+from ...arguments import checked
 from .space import Choice, Space
 
 __all__ = ["CANDIDATES", "MACROS", "POOL", "autosnn"]
@@ -21,6 +22,7 @@ MACROS = {
 }
 
 
+@checked
 def autosnn(macro: str = "max_pooling", slots: tuple[bool, ...] | None = None) -> Space:
     """AutoSNN's space: five candidates in every slot that is no pooling; 3,125 architectures.
 

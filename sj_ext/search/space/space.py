@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ... import checks
+from ...arguments import checked
 
 __all__ = ["Architecture", "Choice", "Draw", "Gene", "Repair", "Space", "Wrong"]
 
@@ -26,6 +27,7 @@ Repair = Callable[[tuple[Gene, ...]], Sequence[Gene]]
 Wrong = Callable[[tuple[Gene, ...]], str | None]
 
 
+@checked
 @dataclass(frozen=True)
 class Choice:
     """The options of a slot; one option is a slot that is not searched.
@@ -73,6 +75,7 @@ class Architecture:
         return json.dumps({"space": self.space, "genes": list(self.genes)})
 
 
+@checked
 class Space:
     """A set of architectures: slots with options, and what holds between them.
 

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from ... import checks
+from ...arguments import checked
 from ..objective import Constraint, Evaluate
 from ..space import Architecture, Space
 from .record import Evaluations, Found, allowed, allowed_sample
@@ -15,6 +16,7 @@ from .record import Evaluations, Found, allowed, allowed_sample
 __all__ = ["crossed", "evolution_as_published", "fittest", "mutated"]
 
 
+@checked
 def evolution_as_published(
     space: Space,
     evaluate: Evaluate,
@@ -73,6 +75,7 @@ def evolution_as_published(
     return evaluations.found()
 
 
+@checked
 def fittest(pool: Sequence[Architecture], evaluate: Evaluate, count: int) -> list[Architecture]:
     """The ``count`` best, the best first; of equals the one that came first.
 

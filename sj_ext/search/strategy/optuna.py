@@ -6,12 +6,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ... import checks
+from ...arguments import checked
 from ..objective import Constraint
 from ..space import Architecture, Space
 
 __all__ = ["optuna_search"]
 
 
+@checked
 def optuna_search(
     space: Space,
     evaluate: Callable[[Architecture], float | Sequence[float]],

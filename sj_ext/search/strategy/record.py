@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ... import checks
+from ...arguments import checked
 from ..objective import Constraint, Evaluate
 from ..space import Architecture, Space
 
@@ -34,6 +35,7 @@ class Found:
     history: tuple[tuple[Architecture, float], ...]
 
 
+@checked
 class Evaluations:
     """An objective that is asked once for each architecture.
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ... import checks
+from ...arguments import checked
 from ..objective import Constraint, Evaluate
 from ..space import Space
 from .record import Evaluations, Found, allowed_sample
@@ -14,6 +15,7 @@ from .record import Evaluations, Found, allowed_sample
 __all__ = ["random_search"]
 
 
+@checked
 def random_search(
     space: Space,
     evaluate: Evaluate,
