@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 from torch import nn
 from torch.nn.parameter import is_lazy
@@ -100,7 +100,7 @@ def bare_sites(model: nn.Module, known: Mapping[str, Site]) -> dict[str, Site]:
     return found
 
 
-def _is_predicate(entry: object) -> bool:
+def _is_predicate(entry: object) -> TypeGuard[Callable[[str, nn.Module], bool]]:
     return callable(entry) and not isinstance(entry, nn.Module)
 
 
