@@ -9,6 +9,11 @@ input has unit variance keeps it, without statistics of the data. Programs that 
 matters as soon as weights are small: at a standard deviation of 0.02 and a fan-in of 400,
 :math:`n\,\mathrm{var}` is 0.16.
 
+A pruned weight is zero, and less its mean it would be zero no more. With ``skip_zeros``, weights
+that are exactly 0 stay 0, and mean, variance and :math:`n` are over the others: the layer computes
+what a layer without them would. Their gradient is what it would be if they were of the others, so
+that they can come back; in a channel of which fewer than two weights are left it is 0.
+
 The standardised weight is as large as the weight and is made anew in each call. Autograd would keep
 it (and the centred weight) for each call until the backward pass; here each call keeps its input
 only, beside the parameters that exist anyway, and the backward pass standardises again.
@@ -33,40 +38,62 @@ from ..inference import gradient_wanted
 __all__ = ["ScaledWSConv2d", "standardize", "standardize_backward"]
 
 
-def _centred(weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+def _centred(
+    weight: torch.Tensor, eps: float, skip_zeros: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The weight less its mean, and 1 / sqrt(fan_in var + eps), over each output channel."""
     dims = tuple(range(1, weight.dim()))
+    if skip_zeros:
+        kept = weight != 0
+        number = kept.sum(dims, keepdim=True)
+        mean = weight.sum(dims, keepdim=True) / number.clamp(min=1)
+        centred = torch.where(kept, weight - mean, weight)  # the others' gradients go through
+        scale = (centred.square().sum(dims, keepdim=True) + eps).rsqrt()
+        return centred, scale * (number > 1)  # one alone has no variance to divide by
     centred = weight - weight.mean(dims, keepdim=True)
     # the sum of squares about the mean is fan_in times the variance
     return centred, (centred.square().sum(dims, keepdim=True) + eps).rsqrt()
 
 
-def standardize(weight: torch.Tensor, gain: torch.Tensor, eps: float) -> torch.Tensor:
+def standardize(
+    weight: torch.Tensor, gain: torch.Tensor, eps: float, skip_zeros: bool = False
+) -> torch.Tensor:
     """The standardised weight.
 
     Args:
         weight: ``[out, in, *kernel]``.
         gain: ``[out, 1, ...]``, broadcast to the weight.
         eps: added to the scaled variance.
+        skip_zeros: weights that are exactly 0 stay 0 and do not count.
     """
-    centred, scale = _centred(weight, eps)
+    centred, scale = _centred(weight, eps, skip_zeros)
     return centred.mul_(scale * gain) if not torch.is_grad_enabled() else centred * (scale * gain)
 
 
 def standardize_backward(
-    grad: torch.Tensor, weight: torch.Tensor, gain: torch.Tensor, eps: float
+    grad: torch.Tensor,
+    weight: torch.Tensor,
+    gain: torch.Tensor,
+    eps: float,
+    skip_zeros: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     r"""Gradients of the weight and of the gain from the gradient of the standardised weight.
 
     With :math:`z = (w - m) k`, :math:`k = (n \mathrm{var} + \epsilon)^{-1/2}` and :math:`h = g`
     times the incoming gradient: :math:`\partial w = k (h - \mathrm{mean}(h) - z \sum h z)`,
-    because the scaled variance is the sum of squares of :math:`w - m`.
+    because the scaled variance is the sum of squares of :math:`w - m`. With ``skip_zeros`` means
+    are over the weights that are not 0, and :math:`z` of the others is 0.
     """
     dims = tuple(range(1, weight.dim()))
-    z, scale = _centred(weight, eps)
+    z, scale = _centred(weight, eps, skip_zeros)
     z = z * scale
     along = (grad * z).sum(dims, keepdim=True)
-    grad_weight = (grad - grad.mean(dims, keepdim=True) - z * along) * (scale * gain)
+    if skip_zeros:
+        kept = weight != 0
+        mean = (grad * kept).sum(dims, keepdim=True) / kept.sum(dims, keepdim=True).clamp(min=1)
+    else:
+        mean = grad.mean(dims, keepdim=True)
+    grad_weight = (grad - mean - z * along) * (scale * gain)
     return grad_weight, along
 
 
@@ -82,17 +109,17 @@ def _convolve(
     weight: torch.Tensor,
     gain: torch.Tensor,
     bias: torch.Tensor | None,
-    eps: float,
+    standard: tuple[float, bool],
     *geometry: Any,
 ) -> torch.Tensor:
     if torch.is_autocast_enabled(x.device.type):  # what is standardised stays as it is
         dtype = compute_dtype(x)
         with torch.autocast(x.device.type, enabled=False):
-            effective = standardize(weight, gain, eps).to(dtype)
+            effective = standardize(weight, gain, *standard).to(dtype)
             bias = None if bias is None else bias.to(dtype)
             return F.conv2d(x.to(dtype), effective, bias, *geometry)
     bias = None if bias is None else bias.to(x.dtype)
-    return F.conv2d(x, standardize(weight, gain, eps).to(x.dtype), bias, *geometry)
+    return F.conv2d(x, standardize(weight, gain, *standard).to(x.dtype), bias, *geometry)
 
 
 class _ScaledWSConv(torch.autograd.Function):
@@ -103,18 +130,18 @@ class _ScaledWSConv(torch.autograd.Function):
         weight: torch.Tensor,
         gain: torch.Tensor,
         bias: torch.Tensor | None,
-        eps: float,
+        standard: tuple[float, bool],
         stride: tuple[int, ...],
         padding: tuple[int, ...],
         dilation: tuple[int, ...],
         groups: int,
     ) -> torch.Tensor:
         ctx.save_for_backward(x, weight, gain)
-        ctx.eps = eps
+        ctx.standard = standard
         ctx.has_bias = bias is not None
         ctx.geometry = stride, padding, dilation, groups
         ctx.dtype = compute_dtype(x)
-        return _convolve(x, weight, gain, bias, eps, *ctx.geometry)
+        return _convolve(x, weight, gain, bias, standard, *ctx.geometry)
 
     @staticmethod
     @once_differentiable
@@ -123,7 +150,7 @@ class _ScaledWSConv(torch.autograd.Function):
         stride, padding, dilation, groups = ctx.geometry
         need_x, need_weight, need_gain, need_bias = ctx.needs_input_grad[:4]
         with torch.autocast(x.device.type, enabled=False):
-            effective = standardize(weight, gain, ctx.eps).to(ctx.dtype)
+            effective = standardize(weight, gain, *ctx.standard).to(ctx.dtype)
             grad_x, grad_effective, grad_bias = torch.ops.aten.convolution_backward(
                 grad_out.to(ctx.dtype),
                 x.to(ctx.dtype),
@@ -141,7 +168,7 @@ class _ScaledWSConv(torch.autograd.Function):
             grad_weight = grad_gain = None
             if grad_effective is not None:
                 grad_weight, grad_gain = standardize_backward(
-                    grad_effective.to(weight.dtype), weight, gain, ctx.eps
+                    grad_effective.to(weight.dtype), weight, gain, *ctx.standard
                 )
         return (
             None if grad_x is None else grad_x.to(x.dtype),
@@ -182,6 +209,8 @@ class ScaledWSConv2d(host.layer.Conv2d):
         gain: ``[out_channels, 1, 1, 1]``.
         eps: what is added to the fan-in times the variance: the argument of that name, times the
             fan-in with ``eps_in='variance'``.
+        skip_zeros: weights that are exactly 0 stay 0 and do not count in mean and variance. False;
+            a pruner sets it, and ``load_state_dict`` of a weight that has zeros.
 
     Raises:
         ValueError: one weight per output channel (its variance is 0), ``eps`` not above 0, or an
@@ -193,6 +222,7 @@ class ScaledWSConv2d(host.layer.Conv2d):
     #: see :func:`sj_ext.parameter_groups`
     no_weight_decay = frozenset({"gain"})
     eps_in = "sum"
+    skip_zeros = False
 
     def __init__(
         self,
@@ -241,9 +271,21 @@ class ScaledWSConv2d(host.layer.Conv2d):
         self.eps_in = checks.choice("eps_in", eps_in, ("sum", "variance"))
         self.eps = eps * self.weight[0].numel() if eps_in == "variance" else eps
 
+    @property
+    def standard(self) -> tuple[float, bool]:
+        """What :func:`standardize` needs beside weight and gain: ``eps`` and ``skip_zeros``."""
+        return self.eps, self.skip_zeros
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        weight = state_dict.get(f"{prefix}weight")
+        if not self.skip_zeros and isinstance(weight, torch.Tensor) and not weight.is_meta:
+            zeros = (weight.detach() == 0).sum()  # of a sharded weight, on all ranks
+            self.skip_zeros = bool(zeros.full_tensor() if hasattr(zeros, "placements") else zeros)
+
     def effective_weight(self) -> torch.Tensor:
         """The standardised weight that the convolution multiplies with."""
-        return standardize(self.weight, self.gain, self.eps)
+        return standardize(self.weight, self.gain, *self.standard)
 
     def _conv_forward(
         self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
@@ -258,7 +300,8 @@ class ScaledWSConv2d(host.layer.Conv2d):
         padding = (padding, padding) if isinstance(padding, int) else padding
         inputs = x, weight, self.gain, bias
         run = _ScaledWSConv.apply if gradient_wanted(*inputs) else _convolve
-        return run(*inputs, self.eps, self.stride, padding, self.dilation, self.groups)
+        return run(*inputs, self.standard, self.stride, padding, self.dilation, self.groups)
 
     def extra_repr(self) -> str:
-        return super().extra_repr() + f", eps={self.eps:.4g}, eps_in={self.eps_in!r}"
+        zeros = ", skip_zeros=True" if self.skip_zeros else ""
+        return super().extra_repr() + f", eps={self.eps:.4g}, eps_in={self.eps_in!r}{zeros}"

@@ -48,7 +48,9 @@ class Channels(Weights):
 
     With a graph of the data flow, channels that meet in a sum or a normalisation are one unit, as
     far as all their layers are pruned. A cut channel is silent: biases, scale and shift of its
-    normalisation and learned initial potentials are zero too. Each pool keeps its strongest unit.
+    normalisation and learned initial potentials are zero too, and so is what a layer with a
+    standardised weight reads of it, whose statistics are then those of the smaller layer. Each pool
+    keeps its strongest unit.
 
     Args:
         layers: the pruned layers.
@@ -254,9 +256,12 @@ def _traced(units: Channels, pool: int, graph: Graph) -> list[Place]:
     places = []
     for module in units.model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            if not _silenced(module, name):
+            reads = whole and name == "weight" and hasattr(module, "skip_zeros")
+            if not (reads or _silenced(module, name)):
                 continue
             for axis, atoms in graph.rows.get(id(parameter), {}).items():
+                if reads and axis == output_axis(module):
+                    continue
                 before = graph.follows.get(id(parameter), atoms)
                 if whole:
                     found = [roots.get(graph.atoms.find(atom)) for atom in atoms.tolist()]

@@ -13,8 +13,10 @@ memories written in place, and cells with an autograd of their own are seen as t
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ..layer import ScaledWSConv2d
 from ..observe import at_rest
 from .resources.operations import run
 
@@ -137,12 +140,33 @@ def trace(model: nn.Module, example_input: Any) -> Graph:
         ):
             axes = range(min(2, parameter.dim())) if layer else range(parameter.dim())
             shadow.own(parameter, [axis for axis in axes if parameter.shape[axis] > 1][:PLANES])
-    with at_rest(model), shadow:
+    with at_rest(model), _unstandardised(model), shadow:
         out = run(model, example_input)
     for leaf in tree_leaves(out):
         if isinstance(leaf, torch.Tensor):
             shadow.pin(leaf)
     return shadow.graph
+
+
+@contextlib.contextmanager
+def _unstandardised(model: nn.Module) -> Iterator[None]:
+    """Within it, standardised weights are multiplied by their gains only.
+
+    Their statistics are over the channels that they read, which would hold these; but zeros are
+    left out of them.
+    """
+    layers = [module for module in model.modules() if isinstance(module, ScaledWSConv2d)]
+    try:
+        for layer in layers:
+            vars(layer)["_conv_forward"] = partial(_scaled, layer)
+        yield
+    finally:
+        for layer in layers:
+            vars(layer).pop("_conv_forward", None)
+
+
+def _scaled(layer: Any, x: torch.Tensor, weight: torch.Tensor, bias: Any) -> torch.Tensor:
+    return nn.Conv2d._conv_forward(layer, x, weight * layer.gain, bias)
 
 
 class _Shadow(TorchDispatchMode):

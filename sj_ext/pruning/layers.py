@@ -32,8 +32,12 @@ def is_prunable(module: nn.Module) -> bool:
 
 
 def standardises(module: nn.Module) -> bool:
-    """True where the layer multiplies with a standardised weight, whose zeros are no zeros."""
-    return hasattr(module, "get_weight") or hasattr(module, "effective_weight")
+    """True where the layer multiplies with a standardised weight, whose zeros are no zeros.
+
+    The package's own leave zeros out.
+    """
+    own = hasattr(module, "skip_zeros")
+    return not own and (hasattr(module, "get_weight") or hasattr(module, "effective_weight"))
 
 
 def weight_layers(model: nn.Module, none_is_fine: bool = False) -> dict[str, nn.Module]:
@@ -112,7 +116,8 @@ def choose(
 ) -> tuple[dict[str, Site], dict[str, Site]]:
     """The weights to prune, and all that count, by name, in the model's own order.
 
-    A frozen layer and one with standardised weights stay dense unless they are named in full.
+    A frozen layer stays dense unless it is named in full; one whose weights somebody else
+    standardises always does.
 
     Args:
         model: where to look.

@@ -246,7 +246,14 @@ def attach(module: Any, name: str = "weight", mask: WeightMask | None = None) ->
         masks = vars(module)[ATTRIBUTE] = _Masks()
     masks[name] = mask
     mask.live_in(module, name)
+    _mind_zeros(module)
     return mask
+
+
+def _mind_zeros(module: Any) -> None:
+    """A layer that standardises its weight leaves zeros as they are from now on."""
+    if getattr(module, "skip_zeros", None) is False:
+        module.skip_zeros = True
 
 
 def _hold_all(optimizer: Any, parameters: list[torch.Tensor], stepped: bool) -> None:
@@ -442,6 +449,8 @@ def hand_over(model: nn.Module, average: nn.Module) -> nn.Module:
         final = mask.closed_mask()
         if final is not None:
             _put_zeros(parameters[full], final)
+    for module in average.modules():
+        _mind_zeros(module)
     return average
 
 

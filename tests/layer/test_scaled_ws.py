@@ -141,3 +141,71 @@ def test_eps_may_be_added_to_the_variance():
     torch.testing.assert_close(conv.effective_weight(), wanted)
     conv.set_eps(1e-3)
     assert (conv.effective_weight() - wanted).norm() > 0.1 * wanted.norm()
+
+
+def left_out(conv, x):
+    """Row by row, the equation over the weights that are not zero."""
+    rows = []
+    for weight, gain in zip(conv.weight, conv.gain, strict=True):
+        kept = (weight != 0).detach()
+        some = weight[kept]
+        centred = some - some.mean()
+        row = torch.zeros_like(weight)
+        rows.append(
+            row.masked_scatter(kept, gain * centred / (centred.square().sum() + conv.eps).sqrt())
+        )
+    return F.conv2d(x, torch.stack(rows), conv.bias, padding=conv.padding)
+
+
+def with_zeros():
+    conv = ScaledWSConv2d(6, 5, 3, padding=1, eps=1e-4).double()
+    torch.nn.init.normal_(conv.gain)
+    zeros = torch.rand_like(conv.weight) < 0.6
+    zeros[:, :2] = False  # something is left everywhere
+    with torch.no_grad():
+        conv.weight[zeros] = 0
+        conv.weight[3, :, 1:] = 0
+    conv.skip_zeros = True
+    return conv, torch.randn(2, 6, 7, 7, dtype=torch.float64, requires_grad=True)
+
+
+def test_zeros_stay_zero_and_do_not_count():
+    conv, x = with_zeros()
+    kept = conv.weight != 0
+    assert torch.equal(conv.effective_weight() != 0, kept)
+    ours, wanted = conv(x), left_out(conv, x)
+    torch.testing.assert_close(ours, wanted)
+    leaves, grad = [x, conv.gain, conv.bias, conv.weight], torch.randn_like(ours)
+    got = torch.autograd.grad(ours, leaves, grad)
+    want = torch.autograd.grad(wanted, leaves, grad)
+    for mine, theirs in zip(got[:3], want[:3], strict=True):
+        torch.testing.assert_close(mine, theirs)
+    torch.testing.assert_close(got[3][kept], want[3][kept])
+    # plain autograd through the weight takes the same way back, of zeros too
+    effective = conv.effective_weight()
+    plain = F.conv2d(x, effective, conv.bias, padding=1)
+    (same,) = torch.autograd.grad(plain, [conv.weight], grad)
+    torch.testing.assert_close(same, got[3])
+    assert got[3][~kept].any()
+
+
+def test_rows_with_nothing_left_are_silent_and_do_not_explode():
+    conv, x = with_zeros()
+    with torch.no_grad():
+        conv.weight[0] = 0
+        conv.weight[1] = 0
+        conv.weight[1, 0, 0, 0] = 3.0
+    assert not conv.effective_weight()[:2].any()
+    conv(x).square().sum().backward()
+    assert conv.weight.grad.isfinite().all() and not conv.weight.grad[:2].any()
+
+
+def test_a_checkpoint_with_zeros_computes_the_same():
+    conv, x = with_zeros()
+    other = ScaledWSConv2d(6, 5, 3, padding=1, eps=1e-4).double()
+    assert not other.skip_zeros and "skip_zeros" not in repr(other)
+    other.load_state_dict(ScaledWSConv2d(6, 5, 3, padding=1).double().state_dict())
+    assert not other.skip_zeros
+    other.load_state_dict(conv.state_dict())
+    assert other.skip_zeros and "skip_zeros=True" in repr(other)
+    assert torch.equal(other(x), conv(x))

@@ -50,10 +50,11 @@ def spiking_block(
         x: ``[N, C, H, W]``.
         depthwise: weight ``[C, 1, k, k]`` (k odd) and bias of each depthwise convolution, as they
             are multiplied with.
-        pointwise: weight before standardisation, gain, bias and eps of each pointwise convolution.
+        pointwise: weight before standardisation, gain, bias, and ``standard`` of each pointwise
+            convolution.
         neurons: the two turn-off neurons.
     """
-    (weight1, gain1, bias1, eps1), (weight2, gain2, bias2, eps2) = pointwise
+    (weight1, gain1, bias1, first), (weight2, gain2, bias2, second) = pointwise
     return _SpikingBlock.apply(
         x,
         *depthwise[0],
@@ -61,7 +62,7 @@ def spiking_block(
         *(weight2, gain2, bias2),
         *depthwise[1],
         neurons,
-        (eps1, eps2),
+        (first, second),
         torch.is_grad_enabled(),
     )
 
@@ -105,7 +106,7 @@ class _SpikingBlock(torch.autograd.Function):
         depth2,
         depth_bias2,
         neurons,
-        eps,
+        standard,
         keep,
     ):
         dtype = compute_dtype(x)
@@ -117,8 +118,8 @@ class _SpikingBlock(torch.autograd.Function):
             del above
             hidden_bits = []
             q = None
-            point1 = standardize(weight1, gain1, eps[0]).to(dtype)
-            point2 = standardize(weight2, gain2, eps[1]).to(dtype)
+            point1 = standardize(weight1, gain1, *standard[0]).to(dtype)
+            point2 = standardize(weight2, gain2, *standard[1]).to(dtype)
             for part in _slices(weight1):
                 above = F.conv2d(d, point1[part], bias1[part].to(dtype))
                 above.sub_(neurons[1].v_threshold)
@@ -135,14 +136,15 @@ class _SpikingBlock(torch.autograd.Function):
         if keep:
             parameters = depth1, depth_bias1, weight1, gain1, bias1, weight2, gain2, bias2, depth2
             ctx.save_for_backward(spikes, window, q, *parameters, *hidden_bits)
-            ctx.neurons, ctx.eps, ctx.dtype, ctx.x_dtype = neurons, eps, dtype, x.dtype
+            ctx.neurons, ctx.standard = neurons, standard
+            ctx.dtype, ctx.x_dtype = dtype, x.dtype
             ctx.shape = x.shape
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_out):
-        dtype, (first, second), eps = ctx.dtype, ctx.neurons, ctx.eps
+        dtype, (first, second), standard = ctx.dtype, ctx.neurons, ctx.standard
         spikes, window, q, *parameters = ctx.saved_tensors[:12]
         depth1, depth_bias1, weight1, gain1, bias1, weight2, gain2, bias2, depth2 = parameters
         hidden_bits = iter(ctx.saved_tensors[12:])
@@ -155,8 +157,8 @@ class _SpikingBlock(torch.autograd.Function):
             d = _depthwise(
                 unpack_bits(spikes, ctx.shape).to(dtype), depth1.to(dtype), depth_bias1.to(dtype)
             )
-            point1 = standardize(weight1, gain1, eps[0]).to(dtype)
-            point2 = standardize(weight2, gain2, eps[1]).to(dtype)
+            point1 = standardize(weight1, gain1, *standard[0]).to(dtype)
+            point2 = standardize(weight2, gain2, *standard[1]).to(dtype)
             grad_d: Any = None
             grad_bias2: Any = None
             grad_point1, grad_point2 = torch.empty_like(weight1), torch.empty_like(weight2)
@@ -176,8 +178,12 @@ class _SpikingBlock(torch.autograd.Function):
                 grad_d = share_d if grad_d is None else grad_d.add_(share_d)
                 del share_d
             del d, grad_q, point1, point2
-            grad_weight1, grad_gain1 = standardize_backward(grad_point1, weight1, gain1, eps[0])
-            grad_weight2, grad_gain2 = standardize_backward(grad_point2, weight2, gain2, eps[1])
+            grad_weight1, grad_gain1 = standardize_backward(
+                grad_point1, weight1, gain1, *standard[0]
+            )
+            grad_weight2, grad_gain2 = standardize_backward(
+                grad_point2, weight2, gain2, *standard[1]
+            )
             grad_x, grad_depth1, grad_depth_bias1 = _conv_backward(
                 grad_d,
                 unpack_bits(spikes, ctx.shape).to(dtype),

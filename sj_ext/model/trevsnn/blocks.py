@@ -135,7 +135,7 @@ class SpikingBlock(nn.Module):
             weight, bias = depthwise[1]
             depthwise[1] = weight * self.gamma.view(-1, 1, 1, 1), bias * self.gamma.view(-1)
         pointwise = [
-            (conv.weight, conv.gain, conv.bias, conv.eps)
+            (conv.weight, conv.gain, conv.bias, conv.standard)
             for conv in (self.pwconv, self.tail.pwconv)
         ]
         pairs = (depthwise[0], depthwise[1]), (pointwise[0], pointwise[1])
