@@ -279,7 +279,8 @@ class _Step(contextlib.ExitStack):
         if place:
             x = x.hand_on()
         if place + 1 < len(names):
-            return Pending.of(x, names[: place + 1], self._as_they_are)
+            learns = x.requires_grad or any(p.requires_grad for p in segment.parameters())
+            return Pending.of(x, names[: place + 1], self._as_they_are, learns)
         return run_segment(segment, x, self.slices)
 
     def _as_they_are(self, x: torch.Tensor, units: tuple[str, ...]) -> torch.Tensor:

@@ -31,11 +31,23 @@ class Pending(torch.Tensor):
         source: torch.Tensor,
         units: tuple[str, ...],
         compute: Callable[[torch.Tensor, tuple[str, ...]], torch.Tensor],
+        learns: bool = True,
     ) -> Pending:
-        """The output of ``units`` on ``source``, which ``compute`` gives when asked."""
-        stand_in = torch.empty(0, dtype=source.dtype, device=source.device)
-        pending = torch.Tensor._make_subclass(Pending, stand_in)
-        vars(pending).update(source=source, units=units, compute=compute, taken=False, value=None)
+        """The output of ``units`` on ``source``, which ``compute`` gives when asked.
+
+        Args:
+            source: the input of the first module.
+            units: names of the modules, in order.
+            compute: from the source and the units to the tensor.
+            learns: whether the tensor will have a gradient.
+        """
+        # a gradient of any shape may be summed up to a scalar, so that the error below is reached
+        stand_in = torch.empty((), dtype=source.dtype, device=source.device)
+        if learns:
+            stand_in = _NoWay.apply(stand_in.requires_grad_(), units[-1])
+        pending = stand_in.as_subclass(Pending)
+        vars(pending).update(source=source, units=units, compute=compute, learns=learns)
+        vars(pending).update(taken=False, value=None)
         return pending
 
     def hand_on(self) -> torch.Tensor:
@@ -55,7 +67,8 @@ class Pending(torch.Tensor):
         own = vars(self)
         if own["value"] is None:
             _check_untaken(own)
-            own["value"] = own["compute"](own["source"], own["units"])
+            with torch.set_grad_enabled(own["learns"]):  # who looks first may ask for no gradient
+                own["value"] = own["compute"](own["source"], own["units"])
         value: torch.Tensor = own["value"]
         return value
 
@@ -69,6 +82,23 @@ class Pending(torch.Tensor):
     ) -> Any:
         """Any function of PyTorch sees the tensor."""
         return func(*computed(args), **computed(kwargs or {}))
+
+
+class _NoWay(torch.autograd.Function):
+    """An autograd function takes what is pending unseen, and its gradient would be lost here."""
+
+    @staticmethod
+    def forward(ctx: Any, stand_in: torch.Tensor, unit: str) -> torch.Tensor:
+        ctx.unit = unit
+        return stand_in.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        raise RuntimeError(
+            f"the output of {ctx.unit} went to a torch.autograd.Function, which it did not in the "
+            "example run that compact was given: the network takes another path now. Give compact "
+            f"an example that takes this path, or leave the module out with exclude=[{ctx.unit!r}]"
+        )
 
 
 def computed(values: Any) -> Any:

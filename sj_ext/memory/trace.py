@@ -67,7 +67,12 @@ def find_segments(model: nn.Module, example: Sequence[Any], exclude: Collection[
     """Run ``model`` on ``example`` once, leave it as it was, and say what its segments are."""
     units = _units(model, exclude)
     run = _Run(units)
-    with left_as_it_was(model), forwards_of(model, units, run.call), _Touches(run):
+    with (
+        left_as_it_was(model),
+        torch.enable_grad(),  # a network may take another path where no gradient is asked for
+        forwards_of(model, units, run.call),
+        _Touches(run),
+    ):
         try:
             model(*example)
         except Exception as error:

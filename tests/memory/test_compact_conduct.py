@@ -202,6 +202,23 @@ class Branching(nn.Module):
         return y + z if self.twice else y
 
 
+def test_a_look_without_gradients_first():
+    class Looking(Small):
+        looks = False
+
+        def forward(self, x):
+            y = self.bn1(self.conv1(x))
+            if self.looks:
+                with torch.no_grad():
+                    self.mean = y.mean()
+            return self.head(self.sn3(self.fc(self.flatten(self.pool(self.sn1(y))))))
+
+    net, x = Looking().double(), events()
+    small = compact(net, x)
+    net.looks = small.looks = True
+    assert distance(step(small, x)[1], step(twin(net), x)[1]) <= 1e-12
+
+
 def test_another_path_than_on_the_example():
     net, x = Branching().double(), events()
     small = compact(net, x)
@@ -212,6 +229,47 @@ def test_another_path_than_on_the_example():
     small.looks, small.twice = False, True
     with pytest.raises(RuntimeError, match=r"output of bn is used a second time"):
         small(x)
+
+
+class Doubled(torch.autograd.Function):
+    """The same, with twice the gradient: not an operation that a subclass of tensors sees."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 2 * grad
+
+
+class WithFunction(Small):
+    """Calls an autograd function inside of what could be a segment, where gradients are asked for."""
+
+    on = True
+
+    def forward(self, x):
+        y = self.bn1(self.conv1(x))
+        if self.on and y.requires_grad:
+            y = Doubled.apply(y)
+        return self.head(self.sn3(self.fc(self.flatten(self.pool(self.sn1(y))))))
+
+
+def test_an_autograd_function_that_runs_in_training_only():
+    net, x = WithFunction().double(), events()
+    plain, small = twin(net), compact(net, x, slices=2)
+    assert ["conv1", "bn1"] in small.compaction.segments
+    assert distance(step(small, x)[1], step(plain, x)[1]) <= 1e-12
+
+
+def test_an_autograd_function_that_the_example_did_not_meet():
+    net, x = WithFunction().double(), events()
+    net.on = False
+    small = compact(net, x)
+    assert ["conv1", "bn1", "sn1", "pool"] in small.compaction.segments
+    small.on = True
+    with pytest.raises(RuntimeError, match=r"exclude=\['bn1'\]"):
+        step(small, x)
 
 
 def test_a_module_that_changes_its_input_is_left_out():
