@@ -7,6 +7,8 @@ from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from spikingjelly.activation_based.model import sew_resnet, spiking_vgg
 from torch import nn
 
+from sj_ext.surrogate import Rect
+
 ATAN = {"surrogate_function": surrogate.ATan()}
 
 
@@ -56,6 +58,71 @@ class Small(nn.Module):
         x = x + self.sn2(self.bn2(self.conv2(x)))
         x = self.sn3(self.fc(self.drop(self.flatten(x))))
         return self.head(x)
+
+
+def smooth():
+    return neuron.LIFNode(tau=1.5, detach_reset=True, **ATAN)
+
+
+def window():
+    return neuron.LIFNode(tau=1.5, detach_reset=True, surrogate_function=Rect(2.0))
+
+
+def conv_bn(below, channels, size=3, stride=1):
+    norm = layer.BatchNorm2d(channels)
+    nn.init.uniform_(norm.weight, 0.8, 1.6)
+    nn.init.uniform_(norm.bias, 0.1, 0.6)
+    return [layer.Conv2d(below, channels, size, stride, size // 2, bias=False), norm]
+
+
+class MembraneBlock(nn.Module):
+    """Neuron, convolution and norm, twice, beside the stream or a shortcut of its own."""
+
+    in_place = False
+
+    def __init__(self, below, channels, node, stride=1):
+        super().__init__()
+        self.branch = nn.Sequential(
+            node(), *conv_bn(below, channels, 3, stride), node(), *conv_bn(channels, channels)
+        )
+        same = below == channels and stride == 1
+        change = () if same else conv_bn(below, channels, 1, stride)
+        self.shortcut = nn.Sequential(*change)
+
+    def forward(self, x):
+        y, x = self.branch(x), self.shortcut(x)
+        if self.in_place:
+            y += x
+            return y
+        return y + x
+
+
+class Membrane(nn.Module):
+    """A stem of floats, a transition that alone reads it, blocks, another transition, a block."""
+
+    looks = False
+
+    def __init__(self, node=smooth, widths=(4, 6), blocks=2, stem_stride=1):
+        super().__init__()
+        first, second = widths
+        self.stem = nn.Sequential(*conv_bn(2, first, 3, stem_stride))
+        self.down1 = MembraneBlock(first, first, node, 2)
+        self.blocks1 = nn.Sequential(*(MembraneBlock(first, first, node) for _ in range(blocks)))
+        self.down2 = MembraneBlock(first, second, node, 2)
+        self.blocks2 = MembraneBlock(second, second, node)
+        self.last, self.head = node(), layer.Linear(second, 3)
+        functional.set_step_mode(self, "m")
+
+    def forward(self, x):
+        x = self.blocks1(self.down1(self.stem(x)))
+        if self.looks:
+            x = x * (x.mean() > -9)
+        x = self.blocks2(self.down2(x))
+        return self.head(self.last(x).mean((-2, -1)))
+
+
+def images(num_steps=3, batch=3, side=8, dtype=torch.float64):
+    return torch.rand(num_steps, batch, 2, side, side, dtype=dtype)
 
 
 def events(num_steps=4, batch=5, channels=2, side=8, dtype=torch.float64):

@@ -4,7 +4,8 @@ The same cell is run with memory='reversible' and with memory='autograd'. Bytes 
 by tensor (weights, their gradients and the input do not count): "held" is what the forward pass
 leaves for the backward pass, "peak" the most that is alive at one moment of a training step; both
 are given in units of one step's key potentials in float32. Time is the median over interleaved
-repetitions of the ratio of two training steps, in processor time and on the clock.
+repetitions of the ratio of two training steps, in processor time and on the clock. "kept" is the
+reversible cell with recompute=False: levels keep their graph, as bits where they can.
 
     python examples/benchmarks/reversible.py            # 4 levels, 48 to 192 channels, 32 x 32
     python examples/benchmarks/reversible.py --short
@@ -104,19 +105,25 @@ def memory(cell: TemporalReversible, x_seq: list[torch.Tensor], state: int) -> t
 
 
 def time_ratios(
-    ours: TemporalReversible, plain: TemporalReversible, x_seq: list[torch.Tensor], repeats: int
-) -> tuple[float, float]:
-    """Median ratio of training steps: processor time, clock."""
+    cells: list[TemporalReversible],
+    plain: TemporalReversible,
+    x_seq: list[torch.Tensor],
+    repeats: int,
+) -> list[tuple[float, float]]:
+    """Median ratio of training steps over those of ``plain``: processor time, clock."""
     ratios = []
     for i in range(repeats + 1):
         times = []
-        for cell in (ours, plain):
+        for cell in (*cells, plain):
             clock, processor = time.perf_counter(), time.process_time()
             train_step(cell, x_seq)
             times.append((time.process_time() - processor, time.perf_counter() - clock))
         if i:  # the first round warms up
-            ratios.append([a / b for a, b in zip(*times, strict=True)])
-    return tuple(statistics.median(column) for column in zip(*ratios, strict=True))
+            ratios.append([[a / b for a, b in zip(own, times[-1], strict=True)] for own in times])
+    return [
+        tuple(statistics.median(column) for column in zip(*own, strict=True))
+        for own in zip(*ratios, strict=True)
+    ][:-1]
 
 
 class Small(nn.Module):
@@ -171,18 +178,25 @@ def main(argv: list[str] | None = None) -> None:
         f"channels {channels}, {side} x {side}, batch {batch}; one step's key potentials: "
         f"{state / 1e6:.2f} MB"
     )
-    print("T    held: reversible  autograd   peak: reversible  autograd   time ratio: cpu   clock")
+    print(
+        "T    held: reversible    kept  autograd   peak: reversible    kept  autograd   "
+        "time ratio: cpu   clock   kept: cpu   clock"
+    )
     for num_steps in tqdm(steps, leave=False, disable=None):
         ours = build(channels, 0.5)
         plain = copy.deepcopy(ours)
         plain.memory = "autograd"
+        kept = copy.deepcopy(ours)
+        kept.recompute = False
         x_seq = [torch.randn(batch, 3, side, side)] * num_steps
         held, peak = memory(ours, x_seq, state)
+        held_kept, peak_kept = memory(kept, x_seq, state)
         held_plain, peak_plain = memory(plain, x_seq, state)
-        cpu, clock = time_ratios(ours, plain, x_seq, args.repeats)
+        (cpu, clock), (cpu_kept, clock_kept) = time_ratios([ours, kept], plain, x_seq, args.repeats)
         print(
-            f"{num_steps:<4} {held:>16.3f}  {held_plain:>8.2f}   {peak:>16.2f}  {peak_plain:>8.2f}"
-            f"   {cpu:>15.2f}   {clock:>5.2f}"
+            f"{num_steps:<4} {held:>16.3f}  {held_kept:>6.2f}  {held_plain:>8.2f}   "
+            f"{peak:>16.2f}  {peak_kept:>6.2f}  {peak_plain:>8.2f}   "
+            f"{cpu:>15.2f}   {clock:>5.2f}   {cpu_kept:>9.2f}   {clock_kept:>5.2f}"
         )
     chunks(args.short, args.repeats)
 

@@ -18,12 +18,16 @@ from .. import checks
 from ..arguments import checked
 from .budget import bytes_of, cheapest_plan
 from .function import run_segment
-from .kinds import steps_of, why_not
+from .kinds import entered_through_hooks, steps_of, why_not
 from .pending import Pending, computed
 from .report import Compaction
+from .route import Route
 from .saved import packed_saves
 from .segment import Segment, may_follow
+from .streams import Trunk
 from .trace import find_segments, forwards_of, left_as_it_was, segment_of
+from .trunk import TrunkForward, blocks_of
+from .undoing import run_trunk
 
 __all__ = ["compact"]
 
@@ -53,6 +57,10 @@ def compact(
     .. math::
         \nabla z = \frac{\gamma}{\sqrt{v + \epsilon}} \left(\nabla y
         - \frac{1}{n} \sum \nabla y - \frac{\hat z}{n} \sum \nabla y\, \hat z\right).
+
+    Residual blocks of segments that hand a stream on, which nothing else reads, are one function
+    together. The stream is not kept: where a neuron needs it, it is rebuilt from the layer above,
+    :math:`x_l = x_{l+1} - F_l`, with :math:`F_l` from the record.
 
     What is in no segment runs as it is; what it saves is held as bits where that loses nothing.
     In evaluation mode, without gradients, and where a module of a segment has hooks or a neuron
@@ -250,24 +258,41 @@ class _Step(contextlib.ExitStack):
         self.net, self.forward = net, forward
         self.slices: int = net.compaction.slices
         self.places: dict[str, _Place] = {}
+        #: the trunk that a module is in, where it can be run as one
+        self.trunks: dict[str, Trunk] = {}
+        self.routes: dict[int, Route] = {}
 
     def run(self, args: Any, kwargs: Any) -> Any:
         """The network's output."""
         training = torch.is_grad_enabled()
         for names in self.net.compaction.segments:
+            if any(kind is None for kind in map(self._steps, names)):
+                continue  # its class was changed since, as FSDP does
             segment = segment_of(self.net, names)
             ready = training and all(why_not(step) is None for step in segment.steps)
+            ready = ready and not entered_through_hooks(self.net, names)
             for place, name in enumerate(names):
                 self.places[name] = _Place(segment, tuple(names), place, ready)
+        for trunk in self.net.compaction.trunks:
+            places = [self.places.get(name) for names in trunk.segments for name in names]
+            if entered_through_hooks(self.net, list(trunk.values)):
+                continue
+            if all(place is not None and place.ready for place in places):
+                self.trunks.update(dict.fromkeys(trunk.values, trunk))
         self.enter_context(_TURN)
         self.enter_context(forwards_of(self.net, self.places, self._call))
         if training:
             self.enter_context(packed_saves())
         return computed(self.forward(*args, **kwargs))
 
+    def _steps(self, name: str) -> Any:
+        return steps_of(name, self.net.get_submodule(name))
+
     def _call(self, unit: str, forward: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
         segment, names, place, ready = self.places[unit]
         x: Any = args[0] if len(args) == 1 and not kwargs else None
+        if unit in self.trunks and (route := self._route(self.trunks[unit], unit, x)) is not None:
+            return Pending.on(route, route.call(unit), unit)
         if place == 0:
             segment.check_reset()  # only now: a network may reset itself as it begins
             ready = ready and segment.starts_anew() and _is_batch(x)
@@ -282,6 +307,34 @@ class _Step(contextlib.ExitStack):
             learns = x.requires_grad or any(p.requires_grad for p in segment.parameters())
             return Pending.of(x, names[: place + 1], self._as_they_are, learns)
         return run_segment(segment, x, self.slices)
+
+    def _route(self, trunk: Trunk, unit: str, x: Any) -> Route | None:
+        """The pass through a trunk that a call goes on with or begins, None if it does neither."""
+        if isinstance(x, Pending):
+            route, number = x.place()
+            return route if route is not None and route.goes_on_with(unit, number) else None
+        if not _is_batch(x) or trunk.parents[unit] != trunk.input:
+            return None
+        begun = self.routes.get(trunk.output)
+        if begun is not None and begun.number_of(x) is not None:
+            return begun if begun.is_open else None
+        blocks = blocks_of(trunk, functools.partial(segment_of, self.net))
+        segments = [segment for block in blocks for segment in block.segments]
+        for segment in segments:
+            segment.check_reset()
+        if not all(segment.starts_anew() for segment in segments):
+            return None
+        if len({segment.batch_axis for segment in segments}) > 1:
+            return None
+
+        def module(name: str, value: torch.Tensor) -> torch.Tensor:
+            return self._as_they_are(value, (name,))
+
+        def finish(value: torch.Tensor) -> torch.Tensor:
+            return run_trunk(TrunkForward(blocks, self.slices), value)
+
+        self.routes[trunk.output] = Route(trunk, x, module, finish)
+        return self.routes[trunk.output]
 
     def _as_they_are(self, x: torch.Tensor, units: tuple[str, ...]) -> torch.Tensor:
         for unit in units:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import nn
 
 from .. import host
 
-__all__ = ["Step", "is_container", "kind_of", "steps_of", "why_not"]
+__all__ = ["Step", "entered_through_hooks", "is_container", "kind_of", "steps_of", "why_not"]
 
 _MAPS = (
     nn.Conv1d,
@@ -141,6 +142,22 @@ def why_not(step: Step) -> str | None:
     if not module.training:
         return f"{step.name} is in evaluation mode"
     return None
+
+
+def entered_through_hooks(model: nn.Module, names: Sequence[str]) -> bool:
+    """Whether a container that has some of these modules, not all of them, has hooks.
+
+    They would see what is not computed, and FSDP gathers parameters in such hooks.
+    """
+    paths = [_containers(name) for name in names]
+    some: set[str] = set().union(*paths)
+    some.difference_update(paths[0].intersection(*paths))
+    return any(getattr(model.get_submodule(path), hooks, None) for path in some for hooks in _HOOKS)
+
+
+def _containers(name: str) -> set[str]:
+    parts = name.split(".")
+    return {".".join(parts[:count]) for count in range(1, len(parts))}
 
 
 _HOOKS = (

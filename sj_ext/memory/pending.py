@@ -6,11 +6,14 @@ of the segment, gets the tensor: the modules run then and there, as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch.utils._pytree import tree_map
+
+from .route import Route
+from .streams import is_sum
 
 __all__ = ["Pending", "computed"]
 
@@ -47,7 +50,15 @@ class Pending(torch.Tensor):
             stand_in = _NoWay.apply(stand_in.requires_grad_(), units[-1])
         pending = stand_in.as_subclass(Pending)
         vars(pending).update(source=source, units=units, compute=compute, learns=learns)
-        vars(pending).update(taken=False, value=None)
+        vars(pending).update(taken=False, value=None, route=None, number=None)
+        return pending
+
+    @staticmethod
+    def on(route: Route, number: int, unit: str) -> Pending:
+        """A value of a trunk, which ``unit`` makes."""
+        (x,) = route.known.values()
+        pending = Pending.of(x, (unit,), lambda _, __: route.value(vars(pending)["number"]))
+        vars(pending).update(source=None, route=route, number=number)
         return pending
 
     def hand_on(self) -> torch.Tensor:
@@ -60,7 +71,13 @@ class Pending(torch.Tensor):
 
     def is_open(self) -> bool:
         """Whether nothing has looked at it yet."""
-        return vars(self)["value"] is None
+        own = vars(self)
+        return own["value"] is None and (own["route"] is None or own["route"].is_open)
+
+    def place(self) -> tuple[Route | None, int]:
+        """The pass through a trunk that it is a value of, and which; None and -1 for others."""
+        own = vars(self)
+        return (own["route"], own["number"]) if self.is_open() and own["route"] else (None, -1)
 
     def result(self) -> torch.Tensor:
         """The tensor."""
@@ -80,8 +97,40 @@ class Pending(torch.Tensor):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Any function of PyTorch sees the tensor."""
+        """Any function of PyTorch sees the tensor, except for a sum that a trunk expects."""
+        if is_sum(func, args, kwargs):
+            total = _expected_sum(func, args)
+            if total is not None:
+                return total
         return func(*computed(args), **computed(kwargs or {}))
+
+
+def _expected_sum(func: Any, args: Sequence[Any]) -> torch.Tensor | None:
+    """The sum of two values of a trunk, None if it is none that the trunk expects."""
+    routes = [vars(x)["route"] for x in args if isinstance(x, Pending)]
+    route: Route | None = routes[0]
+    if route is None or any(own is not route for own in routes):
+        return None
+    in_place = func.__name__ in ("add_", "__iadd__")
+    if in_place and not isinstance(args[0], Pending):
+        return None
+    numbers = [vars(x)["number"] if isinstance(x, Pending) else route.number_of(x) for x in args]
+    a, b = numbers
+    if a is None or b is None or not all(x.is_open() for x in args if isinstance(x, Pending)):
+        return None
+    number = route.add(a, b)
+    if number is None:
+        return None
+    total: Any = args[0] if in_place else None
+    if number != route.trunk.output:
+        if total is None:
+            return Pending.on(route, number, "a sum")
+        vars(total)["number"] = number
+        return total
+    value = route.output()
+    if total is not None:
+        vars(total)["value"] = value
+    return value
 
 
 class _NoWay(torch.autograd.Function):
@@ -107,7 +156,7 @@ def computed(values: Any) -> Any:
 
 
 def _check_untaken(own: dict[str, Any]) -> None:
-    if own["taken"]:
+    if own["taken"] or (own["route"] is not None and own["route"].is_done):
         raise RuntimeError(
             f"the output of {own['units'][-1]} is used a second time, which it was not in the "
             "example run that compact was given: the network takes another path now. Give compact "

@@ -14,7 +14,15 @@ import torch
 
 from ..ops.bits import pack_bits, unpack_bits
 
-__all__ = ["MOST_PLANES", "Held", "hold", "hold_slices", "planes_needed", "slice_sizes"]
+__all__ = [
+    "MOST_PLANES",
+    "Held",
+    "hold",
+    "hold_slices",
+    "planes_needed",
+    "repeats",
+    "slice_sizes",
+]
 
 #: integers above ``2 ** MOST_PLANES - 1`` are held as they are
 MOST_PLANES = 8
@@ -72,7 +80,7 @@ def hold(values: torch.Tensor, every: tuple[int, ...] = ()) -> Held:
     small, planes = _quantised(values)
     if small is None or planes is None:
         shape = values.shape
-        if _repeats(values):
+        if repeats(values):
             values = values[:1] if values.stride(0) == 0 else values[:1].clone()
         if every:
             values = values[_places(every)].clone()
@@ -112,7 +120,7 @@ def _places(every: tuple[int, ...]) -> tuple[Any, ...]:
     return (..., *(slice(None, None, step) for step in every))
 
 
-def _repeats(values: torch.Tensor) -> bool:
+def repeats(values: torch.Tensor) -> bool:
     """Whether axis 0 says the same several times over, as a still image shown at every step."""
     if values.dim() < 3 or len(values) < 2 or values.requires_grad:
         return False

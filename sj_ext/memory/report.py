@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from .neurons import needs_input, recorded_window
+from .streams import Trunk
 from .trace import Found, segment_of
 
 __all__ = ["Compaction", "SegmentRow"]
@@ -44,6 +45,7 @@ class Compaction:
         rows: figures of each segment on the example; none without one.
         slices: into how many slices the batch is cut, at most.
         peak: bytes that a training step needs at its peak, counted where a budget was given.
+        trunks: residual blocks whose stream is one function.
     """
 
     segments: list[list[str]]
@@ -51,12 +53,13 @@ class Compaction:
     rows: tuple[SegmentRow, ...] = ()
     slices: int = 1
     peak: int | None = None
+    trunks: tuple[Trunk, ...] = ()
 
     @classmethod
     def of(cls, model: nn.Module, found: Found, slices: int) -> Compaction:
         """The record of what an example run found."""
         rows = tuple(_row(model, names, found.calls, slices) for names in found.segments)
-        return cls(found.segments, found.left_out, rows, slices)
+        return cls(found.segments, found.left_out, rows, slices, trunks=tuple(found.trunks))
 
     def __str__(self) -> str:
         lines = [f"{len(self.segments)} segments, the batch in {self.slices} slices"]
@@ -72,6 +75,9 @@ class Compaction:
         if self.rows:
             before, after = sum(r.before for r in self.rows), sum(r.after for r in self.rows)
             lines.append(f"{before:12,d} {after:12,d}         bytes in all, on the example")
+        for trunk in self.trunks:
+            first, last = trunk.segments[0][0], trunk.segments[-1][-1]
+            lines.append(f"one function: {len(trunk.blocks)} blocks from {first} to {last}")
         lines += [f"as it is: {name} ({why})" for name, why in self.left_out.items()]
         return "\n".join(lines)
 

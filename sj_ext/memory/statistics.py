@@ -102,8 +102,14 @@ class GradientSums:
         self.product = self.product + (grad * standardised).sum(axes, dtype=torch.float64)
 
 
-def update_running(norm: BatchNorm, batch: BatchStatistics) -> None:
-    """Move the running statistics of ``norm`` by one batch, as its own forward pass would."""
+def update_running(norm: BatchNorm, batch: BatchStatistics, times: int = 1) -> None:
+    """Move the running statistics of ``norm`` by one batch, as its own forward pass would.
+
+    Args:
+        norm: the module.
+        batch: what was counted.
+        times: how often it would have seen every element that was counted once.
+    """
     if not norm.track_running_stats or norm.running_mean is None or norm.running_var is None:
         return
     factor = 0.0 if norm.momentum is None else norm.momentum
@@ -111,6 +117,7 @@ def update_running(norm: BatchNorm, batch: BatchStatistics) -> None:
         norm.num_batches_tracked.add_(1)
         if norm.momentum is None:
             factor = 1.0 / float(norm.num_batches_tracked)
-    unbiased = batch.var * (batch.count / (batch.count - 1))
+    count = batch.count * times
+    unbiased = batch.var * (count / (count - 1))
     norm.running_mean.mul_(1 - factor).add_(batch.mean, alpha=factor)
     norm.running_var.mul_(1 - factor).add_(unbiased, alpha=factor)

@@ -22,6 +22,7 @@ from .kinds import Step, steps_of, why_not
 from .neurons import fires_by_surrogate
 from .planes import planes_needed
 from .segment import Segment, is_worth_it, may_follow
+from .streams import Graph, Trunk, find_trunks, is_sum
 
 __all__ = ["Found", "find_segments", "forwards_of", "left_as_it_was", "segment_of"]
 
@@ -50,11 +51,13 @@ class Found:
         segments: lists of names of modules, in the order in which they run.
         left_out: why a module that could be in a segment is in none, by its name.
         calls: shapes that the modules met, by name.
+        trunks: blocks of segments around a stream.
     """
 
     segments: list[list[str]]
     left_out: dict[str, str]
     calls: dict[str, _Call]
+    trunks: list[Trunk]
 
     @property
     def samples(self) -> int:
@@ -109,6 +112,7 @@ class _Run:
         self.inside = False
         self.last = ""
         self.refused: dict[str, str] = {}
+        self.graph = Graph()
 
     def call(self, unit: str, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A unit's own forward, whose input and output are noted."""
@@ -122,6 +126,7 @@ class _Run:
 
     def _call(self, unit: str, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if len(args) != 1 or kwargs or not _is_activation(args[0]):
+            self.graph.touch((args, kwargs))
             self.refused[unit] = "is not called with one floating-point tensor"
             return forward(*args, **kwargs)
         x = args[0]
@@ -132,6 +137,7 @@ class _Run:
             self.refused[unit] = "changes its input in place"
         if not _is_activation(out):
             self.refused[unit] = "does not return one floating-point tensor"
+            self.graph.touch(x)
             return out
         made_by = getattr(x, _MARK, None)
         number = len(self.calls)
@@ -142,6 +148,7 @@ class _Run:
             self.calls[made_by].consumers.append(number)
         out = out.view_as(out) if out is x else out
         setattr(out, _MARK, number)
+        self.graph.module(unit, x, out)
         return out
 
     def _look(self, unit: str, x: torch.Tensor) -> None:
@@ -174,7 +181,8 @@ class _Run:
             if is_worth_it([step for unit in chain for step in self.units[unit]]):
                 segments[tuple(chain)] = None
         names = [list(chain) for chain in segments]
-        return Found(names, dict(self.refused), {call.unit: call for call in self.calls})
+        calls = {call.unit: call for call in self.calls}
+        return Found(names, dict(self.refused), calls, find_trunks(self.graph, names))
 
     def _goes_on(self) -> dict[str, str]:
         """The unit after each unit that is not the last of its segment."""
@@ -212,9 +220,15 @@ class _Touches(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if not self.run.inside:
-            self.run.touch((args, kwargs or {}))
-        return func(*args, **(kwargs or {}))
+        if self.run.inside:
+            return func(*args, **(kwargs or {}))
+        self.run.touch((args, kwargs or {}))
+        out = func(*args, **(kwargs or {}))
+        if is_sum(func, args, kwargs):
+            self.run.graph.total(args, out)
+        else:
+            self.run.graph.touch((args, kwargs or {}))
+        return out
 
 
 @contextlib.contextmanager

@@ -244,7 +244,7 @@ class Doubled(torch.autograd.Function):
 
 
 class WithFunction(Small):
-    """Calls an autograd function inside of what could be a segment, where gradients are asked for."""
+    """Calls an autograd function where gradients are asked for."""
 
     on = True
 

@@ -2,10 +2,11 @@
 
 import numpy
 import torch
-from compact_nets import ATAN
+from compact_nets import ATAN, Membrane, images
 from gloo import run
 from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from sj_ext.memory import compact
@@ -55,3 +56,34 @@ def test_gradients_under_ddp():
         for found in run(gradients, accumulate):
             for name, p in net.named_parameters():
                 numpy.testing.assert_allclose(found[name], p.grad, rtol=1e-10, atol=1e-12)
+
+
+def sharded_gradients(rank):
+    """Full gradients of networks whose parameters lie on two ranks, on the same batch on both."""
+    return {how: _sharded(how) for how in ("whole", "inside", "modules")}
+
+
+def _sharded(how):
+    torch.manual_seed(1)
+    net, x = Membrane().double(), images()
+    net = compact(net, x, slices=2)
+    if how == "inside":  # each block gathers its own parameters
+        for block in (net.down1, net.down2, net.blocks2):
+            fully_shard(block)
+    elif how == "modules":  # which are then no longer what compact knows
+        fully_shard(net.stem[0])
+        fully_shard(net.blocks2.branch[1])
+    fully_shard(net)
+    functional.reset_net(net)
+    net(x).square().sum().backward()
+    return {name: p.grad.full_tensor() for name, p in net.named_parameters()}
+
+
+def test_gradients_under_fsdp2():
+    torch.manual_seed(1)
+    net, x = Membrane().double(), images()
+    net(x).square().sum().backward()
+    for rank in run(sharded_gradients):
+        for found in rank.values():
+            for name, p in net.named_parameters():
+                numpy.testing.assert_allclose(found[name], p.grad, rtol=1e-9, atol=1e-11)

@@ -267,3 +267,16 @@ def test_configurations_take_what_the_api_names():
         names = list(inspect.signature(build).parameters)
         assert names == ["num_classes", "num_steps", "kernel_size", "encode", "norm", "memory"]
     assert model.trevsnn.trevsnn_tiny is trevsnn_tiny
+
+
+def test_the_dial_of_the_cell():
+    net = TRevSNN((8, 8, 8, 8), 3, 2, recompute=(True, True, False, False))
+    assert net.cell.recompute == (True, True, False, False)
+    again = TRevSNN((8, 8, 8, 8), 3, 2)
+    again.load_state_dict(net.state_dict())
+    x, grads = torch.rand(2, 3, 32, 32), []
+    for own in (net, again):
+        own(x).square().sum().backward()
+        grads.append([p.grad for p in own.parameters()])
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)

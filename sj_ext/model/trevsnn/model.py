@@ -80,6 +80,8 @@ class TRevSNN(nn.Module, host.base.MultiStepModule):
         window: of every neuron's gradient, 1 for potentials from 0 to 1. ``'closed'`` (the paper's
             program) has the two ends inside, where potentials lie whose inputs are all 0;
             ``'open'`` has not.
+        recompute: whether a level is run again when it is undone, or one answer per level, as
+            :class:`~sj_ext.layer.TemporalReversible` takes it: False for less time and more memory.
 
     Shapes:
         input ``[N, 3, H, W]``, or ``[T, N, 2, H, W]`` for events; H and W multiples of 16 (4 for
@@ -112,6 +114,7 @@ class TRevSNN(nn.Module, host.base.MultiStepModule):
         eps_in: str | None = None,
         momentum: float = 0.1,
         window: str = "closed",
+        recompute: bool | Sequence[bool] = True,
     ):
         super().__init__()
         _check(channels, num_classes, num_steps, kernel_size, encode, norm)
@@ -137,6 +140,7 @@ class TRevSNN(nn.Module, host.base.MultiStepModule):
             v_threshold=0.5,
             surrogate_function=_WINDOWS[window](),
             memory=memory,
+            recompute=recompute,
         )
         self.cell.step_mode = "m"
         last = self.channels[-1]
@@ -246,6 +250,7 @@ def trevsnn_tiny(
     encode: str = "group",
     norm: str = "ws",
     memory: str = "reversible",
+    recompute: bool | Sequence[bool] = True,
 ) -> TRevSNN:
     """T-RevSNN tiny: levels of 64, 128, 256 and 384 channels.
 
@@ -265,6 +270,7 @@ def trevsnn_tiny(
         encode=encode,
         norm=norm,
         memory=memory,
+        recompute=recompute,
     )
 
 
@@ -277,6 +283,7 @@ def trevsnn_small(
     encode: str = "group",
     norm: str = "ws",
     memory: str = "reversible",
+    recompute: bool | Sequence[bool] = True,
 ) -> TRevSNN:
     """T-RevSNN small: levels of 96, 192, 384 and 512 channels.
 
@@ -296,6 +303,7 @@ def trevsnn_small(
         encode=encode,
         norm=norm,
         memory=memory,
+        recompute=recompute,
     )
 
 
@@ -308,6 +316,7 @@ def trevsnn_dvs(
     in_channels: int = 2,
     norm: str = "bn",
     memory: str = "reversible",
+    recompute: bool | Sequence[bool] = True,
 ) -> TRevSNN:
     """T-RevSNN for event frames: levels of 32, 64, 128 and 256 channels.
 
@@ -328,6 +337,7 @@ def trevsnn_dvs(
         norm=norm,
         memory=memory,
         events=True,
+        recompute=recompute,
     )
 
 
