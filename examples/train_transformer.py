@@ -1,4 +1,4 @@
-"""Train spiking transformers on CIFAR-10, one after the other, and write a table of what they do.
+"""Train spiking transformers on CIFAR-10, one after the other.
 
     python examples/train_transformer.py examples/configs/transformers/*.json \\
         --data-dir CIFAR --output runs/transformers
@@ -6,7 +6,9 @@
 
 A configuration is a JSON file: ``model`` names a constructor of ``sj_ext.model.transformer``,
 ``arguments`` are its sizes, ``recipe`` is how it is trained (``RECIPE`` has what that may say, and
-what holds by default). The data folder holds torchvision's copy of CIFAR-10 or a packed one.
+what holds by default). The data folder holds torchvision's copy of CIFAR-10 or a packed one. Each
+run leaves ``OUTPUT/NAME.json``; ``python examples/benchmarks transformers`` makes a table of them
+all.
 
 The recipe is all that is applied: AdamW without decay of biases and norms, a warm-up and a cosine,
 flips and shifts of the images, gradients clipped, the cross-entropy of the mean over the steps, or
@@ -27,9 +29,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from command_line import DATA, Command, cifar10_folder, count, existing_file, new_folder, whole
+from command_line import (
+    DATA,
+    Command,
+    cifar10_folder,
+    count,
+    device,
+    existing_file,
+    new_folder,
+    whole,
+)
 from data import cifar10, digits
-from torch.nn.functional import cross_entropy, pad
+from torch.nn.functional import adaptive_avg_pool2d, cross_entropy, pad
 from tqdm import tqdm
 
 import sj_ext
@@ -42,16 +53,21 @@ from sj_ext.observe import at_rest, watching
 
 CONFIGS = Path(__file__).parent / "configs" / "transformers"
 RECIPE = {
+    #: height and width to which the images are averaged down
+    "pixels": 32,
     "epochs": 3,
-    "batch_size": 64,
+    "batch_size": 25,
     "lr": 2e-3,
     "weight_decay": 0.01,
+    #: share of the steps in which the rate rises
     "warmup": 0.1,
+    #: largest norm of the gradient
     "clip": 1.0,
+    #: "mean" over the steps, or "tet": of every step
     "loss": "mean",
 }
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-COLUMNS = ("model", "parameters", "accuracy", "rate", "ACs", "MACs", "held", "held compact", "s")
+Data = tuple[torch.Tensor, torch.Tensor]
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -77,23 +93,35 @@ def make_parser() -> Command:
     add("configs", type=existing_file, nargs="*", help="files of examples/configs/transformers")
     add("--data-dir", type=new_folder, help=f"{DATA}; --short without it: digits")
     add("--download", action="store_true", help="let torchvision fetch its copy")
-    add("--output", type=new_folder, default="runs/transformers", help="records and the table")
+    add("--output", type=new_folder, default="runs/transformers", help="folder of the records")
     add("--limit", type=count, help="train on so many images only")
     add("--test-limit", type=count, help="test on so many images only")
     add("--epochs", type=count, help="instead of the recipe's")
+    add("--device", type=device, default="cpu", help="of PyTorch")
     add("--seed", type=whole, default=0, help="of weights and order")
     return parser
 
 
-def images(options: argparse.Namespace, train: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Normalised images ``[N, 3, 32, 32]`` and labels."""
-    limit = options.limit if train else options.test_limit
-    if options.data_dir is None:
+def images(
+    folder: Path | None, train: bool, limit: int | None = None, download: bool = False
+) -> Data:
+    """Normalised images ``[N, 3, 32, 32]`` and labels, of digits where there is no folder."""
+    if folder is None:
         x, y = digits(32)[0 if train else 1][:limit]
         return x.expand(-1, 3, -1, -1), y
-    pixels, y = cifar10(options.data_dir, train, limit, options.download)
+    pixels, y = cifar10(folder, train, limit, download)
     mean, std = (torch.tensor(z).view(1, 3, 1, 1) for z in (MEAN, STD))
     return (pixels / 255 - mean) / std, y
+
+
+def read(path: Path, **changes: Any) -> dict[str, Any]:
+    """A configuration with its whole recipe."""
+    config = json.loads(path.read_text("utf-8"))
+    recipe = RECIPE | config.get("recipe", {}) | changes
+    unknown = sorted(set(recipe) - set(RECIPE))
+    if unknown:
+        raise ValueError(f"{path.name}: recipe has {unknown[0]!r}, which is none of {list(RECIPE)}")
+    return config | {"recipe": recipe}
 
 
 def build(config: dict[str, Any]) -> torch.nn.Module:
@@ -102,10 +130,11 @@ def build(config: dict[str, Any]) -> torch.nn.Module:
 
 
 def augmented(x: torch.Tensor) -> torch.Tensor:
-    """Each image mirrored or not, the batch shifted by up to 4 pixels."""
+    """Each image mirrored or not, the batch shifted by up to an eighth of the side."""
     mirrored = torch.where((torch.rand(len(x)) < 0.5).view(-1, 1, 1, 1), x.flip(-1), x)
-    i, j = torch.randint(0, 9, (2,)).tolist()
-    return pad(mirrored, (4, 4, 4, 4))[..., i : i + x.shape[-2], j : j + x.shape[-1]]
+    reach = x.shape[-1] // 8
+    i, j = torch.randint(0, 2 * reach + 1, (2,)).tolist()
+    return pad(mirrored, 4 * (reach,))[..., i : i + x.shape[-2], j : j + x.shape[-1]]
 
 
 def rate_at(step: int, steps: int, warmup: float) -> float:
@@ -122,9 +151,10 @@ def loss_of(name: str, y_seq: torch.Tensor, target: torch.Tensor) -> torch.Tenso
     return cross_entropy(y_seq.mean(0), target)
 
 
-def train(
-    net: torch.nn.Module, recipe: dict[str, Any], x: torch.Tensor, y: torch.Tensor, title: str
-) -> None:
+def train(net: torch.nn.Module, recipe: dict[str, Any], data: Data, title: str) -> None:
+    """Raises a RuntimeError where a gradient is not finite."""
+    x, y = data
+    place = next(net.parameters()).device
     groups = sj_ext.parameter_groups(net, recipe["weight_decay"], recipe["lr"])
     optimizer = torch.optim.AdamW(groups)
     per_epoch = len(x) // recipe["batch_size"]
@@ -139,7 +169,8 @@ def train(
             order = torch.randperm(len(x))
         batch = order[step % per_epoch * recipe["batch_size"] :][: recipe["batch_size"]]
         optimizer.zero_grad()
-        loss = loss_of(recipe["loss"], net(augmented(x[batch])), y[batch])
+        y_seq = net(augmented(x[batch]).to(place))
+        loss = loss_of(recipe["loss"], y_seq, y[batch].to(place))
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(net.parameters(), recipe["clip"])
         if not bool(norm.isfinite()):
@@ -151,17 +182,17 @@ def train(
 
 
 @torch.no_grad()
-def accuracy(net: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
+def accuracy(net: torch.nn.Module, data: Data) -> float:
     net.eval()
-    right = 0
-    for batch, target in zip(x.split(250), y.split(250), strict=True):
-        right += int((net(batch).mean(0).argmax(-1) == target).sum())
+    place, right = next(net.parameters()).device, 0
+    for x, y in zip(*(z.split(250) for z in data), strict=True):
+        right += int((net(x.to(place)).mean(0).argmax(-1) == y.to(place)).sum())
         host.functional.reset_net(net)
-    return right / len(y)
+    return right / len(data[1])
 
 
-def measured(net: torch.nn.Module, recipe: dict[str, Any], x: torch.Tensor) -> dict[str, float]:
-    """Mean rate of the neurons, operations of an image, and bytes that training holds."""
+def measured(net: torch.nn.Module, x: torch.Tensor) -> dict[str, float]:
+    """Mean rate of the neurons and operations of an image; bytes that training on ``x`` holds."""
     rates: list[float] = []
     neurons = [(0, m) for m in net.modules() if isinstance(m, host.neuron.BaseNode)]
     sample = x[:8]
@@ -171,7 +202,7 @@ def measured(net: torch.nn.Module, recipe: dict[str, Any], x: torch.Tensor) -> d
     held = {}
     for name, network in (("held", net), ("held_compact", compact(net, sample[:2]))):
         network.train()
-        _, memory = activation_memory(partial(network, x[: recipe["batch_size"]]))
+        _, memory = activation_memory(partial(network, x))
         host.functional.reset_net(net)
         held[name] = memory.saved
     return {
@@ -182,61 +213,49 @@ def measured(net: torch.nn.Module, recipe: dict[str, Any], x: torch.Tensor) -> d
     }
 
 
-def run(path: Path, options: argparse.Namespace, train_set: Any, test_set: Any) -> dict[str, Any]:
-    config = json.loads(path.read_text("utf-8"))
-    recipe = RECIPE | config.get("recipe", {})
-    unknown = sorted(set(recipe) - set(RECIPE))
-    if unknown:
-        raise ValueError(f"{path.name}: recipe has {unknown[0]!r}, which is none of {list(RECIPE)}")
-    if options.epochs is not None:
-        recipe["epochs"] = options.epochs
-    torch.manual_seed(options.seed)
-    start = time.perf_counter()
-    net = build(config)
-    train(net, recipe, *train_set, title=path.stem)
-    record = {
-        "model": path.stem,
+def run(
+    title: str, config: dict[str, Any], train_set: Data, test_set: Data, place: str = "cpu"
+) -> dict[str, float]:
+    """Build, train and measure one network."""
+    recipe = config["recipe"]
+    side = recipe["pixels"]
+    train_set, test_set = (
+        (x if x.shape[-1] == side else adaptive_avg_pool2d(x, side), y)
+        for x, y in (train_set, test_set)
+    )
+    net = build(config).to(place)
+    train(net, recipe, train_set, title)
+    return {
         "parameters": sum(p.numel() for p in net.parameters()),
-        "accuracy": accuracy(net, *test_set),
-        **measured(net, recipe, train_set[0]),
-        "seconds": time.perf_counter() - start,
-        "images": len(train_set[0]),
-        "recipe": recipe,
+        "accuracy": accuracy(net, test_set),
+        **measured(net, train_set[0][: recipe["batch_size"]].to(place)),
     }
-    options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / f"{path.stem}.json").write_text(json.dumps(record, indent=1), "utf-8")
-    return record
-
-
-def table(records: list[dict[str, Any]]) -> str:
-    """Markdown."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
-    for r in records:
-        cells = (
-            r["model"],
-            f"{r['parameters']:,}",
-            f"{r['accuracy']:.1%}",
-            f"{r['rate']:.3f}",
-            f"{r['acs'] / 1e6:.1f} M",
-            f"{r['macs'] / 1e6:.1f} M",
-            f"{r['held'] / 2**20:.0f} MiB",
-            f"{r['held_compact'] / 2**20:.0f} MiB",
-            f"{r['seconds']:.0f}",
-        )
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     options = parse(argv)
-    train_set, test_set = images(options, True), images(options, False)
+    train_set = images(options.data_dir, True, options.limit, options.download)
+    test_set = images(options.data_dir, False, options.test_limit, options.download)
+    changes = {} if options.epochs is None else {"epochs": options.epochs}
+    options.output.mkdir(parents=True, exist_ok=True)
     records = []
     for path in options.configs:
-        records.append(run(path, options, train_set, test_set))
-        print(table(records[-1:]).splitlines()[-1], flush=True)
-    text = table(records)
-    (options.output / "table.md").write_text(text + "\n", "utf-8")
-    print(text)
+        config = read(path, **changes)
+        torch.manual_seed(options.seed)
+        start = time.perf_counter()
+        figures = run(path.stem, config, train_set, test_set, options.device)
+        seconds = time.perf_counter() - start
+        record = {**config, "images": len(train_set[0]), "seconds": seconds, **figures}
+        (options.output / f"{path.stem}.json").write_text(json.dumps(record, indent=1), "utf-8")
+        print(
+            f"{path.stem}: {figures['parameters']:,} parameters, accuracy "
+            f"{figures['accuracy']:.1%}, rate {figures['rate']:.3f}, {figures['acs'] / 1e6:.1f} M "
+            f"additions and {figures['macs'] / 1e6:.1f} M multiplications an image, "
+            f"{figures['held'] / 2**20:.0f} MiB held ({figures['held_compact'] / 2**20:.0f} MiB "
+            f"compact), {seconds:.0f} s",
+            flush=True,
+        )
+        records.append(record)
     return records
 
 

@@ -74,8 +74,9 @@ class ConvBN(Fusable):
 
 def affine_of(bn: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Factor and summand, each ``[C]``, that a batch normalisation is in evaluation."""
-    scale = bn.weight.detach() / (bn.running_var + bn.eps).sqrt()
-    return scale, bn.bias.detach() - bn.running_mean * scale
+    weight, deviation = bn.weight.detach(), (bn.running_var + bn.eps).sqrt()
+    # multiplied before it is divided, as in the programs, whose roundings are recorded
+    return weight / deviation, bn.bias.detach() - bn.running_mean * weight / deviation
 
 
 def conv_with(like: Any, weight: torch.Tensor, bias: torch.Tensor, **geometry: Any) -> nn.Module:

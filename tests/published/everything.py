@@ -12,7 +12,8 @@ import subprocess
 import sys
 import time
 
-#: recordings that differ from ours by rounding alone, and why
+#: recordings of rounding, with which ours agrees only where a processor rounds as that of the
+#: recording did; there it does, bit by bit
 LEFT_OUT = {
     "sdtv2_attn": "holds gradients that are 0 in exact arithmetic, a norm standing behind a norm",
     "ct_sewblock_liaf": "holds one gradient whose rounding in float32 is above the limit",

@@ -5,7 +5,14 @@ from __future__ import annotations
 from sj_ext.layer import SDSA3, Downsampling, RepConv, ResidualBlock, SepConv, SpikingMLP
 from sj_ext.model.transformer import meta_spikeformer
 
-from .parts import Rearranged, loaded_part, mean_over_steps, steps_first, tensors_of
+from .parts import (
+    Rearranged,
+    loaded_part,
+    mean_over_steps,
+    program_lif,
+    steps_first,
+    tensors_of,
+)
 
 
 def build(stem, config, state):
@@ -42,15 +49,15 @@ def _rep_conv(config, state):
 
 
 def _attention(config, state):
-    part = SDSA3(state["q_conv.1.weight"].numel(), config["num_heads"])
+    part = SDSA3(state["q_conv.1.weight"].numel(), config["num_heads"], program_lif())
     return part, "block3.0.attn.", "body.blocks3.0.attn."
 
 
 def _block(config, state):
     hidden, dim = state["mlp.fc1_conv.weight"].shape[:2]
-    attention = SDSA3(dim, config["num_heads"])
+    attention = SDSA3(dim, config["num_heads"], program_lif())
     return (
-        ResidualBlock(attn=attention, mlp=SpikingMLP(dim, hidden)),
+        ResidualBlock(attn=attention, mlp=SpikingMLP(dim, hidden, program_lif())),
         "block3.0.",
         "body.blocks3.0.",
     )
@@ -59,26 +66,32 @@ def _block(config, state):
 def _conv_block(config, state):
     hidden, dim = state["conv1.weight"].shape[:2]
     sep = _sep_conv(config, {k.removeprefix("Conv."): v for k, v in state.items()})[0]
-    mlp = SpikingMLP(dim, hidden, bias=False, kernel_size=3)
+    mlp = SpikingMLP(dim, hidden, program_lif(), bias=False, kernel_size=3)
     return ResidualBlock(sep=sep, mlp=mlp), "ConvBlock1_1.0.", "body.conv1_1."
 
 
 def _sep_conv(config, state):
     hidden, dim = state["pwconv1.weight"].shape[:2]
     kernel = state["dwconv.weight"].shape[-1]
-    part = SepConv(dim, ratio=hidden / dim, kernel_size=kernel)
+    part = SepConv(dim, program_lif(), ratio=hidden / dim, kernel_size=kernel)
     return part, "ConvBlock1_1.0.Conv.", "body.conv1_1.sep."
 
 
 def _mlp(config, state):
     hidden, dim = state["fc1_conv.weight"].shape[:2]
-    return SpikingMLP(dim, hidden), "block3.0.mlp.", "body.blocks3.0.mlp."
+    return SpikingMLP(dim, hidden, program_lif()), "block3.0.mlp.", "body.blocks3.0.mlp."
 
 
 def _down(config, state):
     after, before, kernel = state["encode_conv.weight"].shape[:3]
     part = Downsampling(
-        before, after, kernel, config["stride"], first=config["first_layer"], bias=True
+        before,
+        after,
+        kernel,
+        config["stride"],
+        program_lif(),
+        first=config["first_layer"],
+        bias=True,
     )
     return part, "downsample2.", "body.down2."
 
@@ -99,6 +112,7 @@ def _model(config, state):
     model = meta_spikeformer.meta_spikeformer(
         len(state["head.weight"]),
         config["T"],
+        program_lif(),
         widths=[len(state[f"downsample{i}.encode_conv.weight"]) for i in ("1_2", "2", "3", "4")],
         depths=tuple(
             len({n.split(".")[1] for n in state if n.startswith(f"block{i}.")}) for i in (3, 4)

@@ -8,8 +8,22 @@ import torch
 from torch import nn
 
 from sj_ext import host
+from sj_ext.layer.spiking import NeuronFactory, lif
 from sj_ext.model.transformer import PublishedNames
 from sj_ext.model.transformer.published import published_names
+
+
+class ProgramSigmoid(host.surrogate.Sigmoid):
+    """The host's sigmoid, multiplied out in the order of the programs.
+
+    SpikingJelly 2.x computes a leaky neuron with its own class in an operator that rounds
+    otherwise, which shows in gradients that are 0 in exact arithmetic and rounding in a recording.
+    """
+
+
+def program_lif(tau: float = 2.0, node: type[nn.Module] | None = None) -> NeuronFactory:
+    """The default neuron of the models, rounded as in the programs."""
+    return lif(tau, ProgramSigmoid(alpha=4.0), node)
 
 
 class Shaped:

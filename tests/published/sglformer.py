@@ -32,7 +32,8 @@ def build(stem, config, state):
 
 
 def _attention(stem, config, state):
-    kind = sglformer.BatchMixingSSA if stem.endswith("asis") else SSA
+    mixing = stem.endswith("asis") or config.get("N", 1) > 1
+    kind = sglformer.BatchMixingSSA if mixing else SSA
     part = kind(config["dim"], config["num_heads"], shortcut="spike")
     names = sglformer.NAMES["imagenet"]
     tensors = loaded_part(part, state, names, "blocks.0.attn.", "body.blocks.0.attn.")

@@ -5,16 +5,22 @@ from __future__ import annotations
 import re
 
 from sj_ext.layer import SSA, ResidualBlock, SpikingMLP
-from sj_ext.layer.spiking import lif
 from sj_ext.model.transformer import spikingformer
 
-from .parts import Rearranged, loaded_part, mean_over_steps, steps_first, tensors_of
+from .parts import (
+    Rearranged,
+    loaded_part,
+    mean_over_steps,
+    program_lif,
+    steps_first,
+    tensors_of,
+)
 
 
 def build(stem, config, state):
-    downsampling = "cml" if stem.startswith("cml") else "original"
-    described = f"{stem} {config.get('cls', '')}"
-    neuron = lif(_tau(described, downsampling))
+    described = f"{stem} {config.get('cls', '')}".lower()
+    downsampling = "cml" if "cml" in described else "original"
+    neuron = program_lif(_tau(described, downsampling))
     if any(name.startswith("patch_embed.") for name in state):
         return _model(config, state, downsampling, neuron)
     names = spikingformer.NAMES[downsampling, 16]

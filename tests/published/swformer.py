@@ -55,7 +55,7 @@ def _model(config, state):
         blocks=len(weight),
         mlp_ratio=hidden / dim,
         in_channels=state["patch_embed.proj_conv.weight"].shape[1],
-        patch_size=4 if variant == "swc" else 16,
+        patch_size=config.get("patch_size", 4 if variant == "swc" else 16),
         v_threshold=config.get("haar_vth", 1.0),
         events=variant == "swe",
         firing_head=variant == "swi",
