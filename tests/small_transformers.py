@@ -33,6 +33,8 @@ class Small:
     single_step: bool = True
     #: whether it has norms behind something else than a convolution, which nothing can take in
     keeps_norms: bool = False
+    #: mean of the norms' biases, at which its neurons neither rest nor fire at every step
+    bias: float = 0.8
 
     def net(self, **changes) -> nn.Module:
         """One whose normalisations have seen a batch, and whose neurons fire."""
@@ -40,7 +42,7 @@ class Small:
         norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
         for norm in norms:
             nn.init.uniform_(norm.weight, 0.8, 1.6)
-            nn.init.normal_(norm.bias, 0.8, 0.5)
+            nn.init.normal_(norm.bias, self.bias, 0.5)
             norm.momentum = 1.0  # the statistics of this one batch
         with torch.no_grad():
             net(self.input(n=8))
@@ -96,7 +98,9 @@ MODELS: dict[str, Small] = {
     ),
     "sglformer_imagenet": Small(partial(sglformer.sglformer_imagenet, **_deep), (3, 32, 32)),
     "sts": Small(
-        partial(sts.sts_transformer, image_size=32, in_channels=3, **_small | {"T": 4}), (3, 32, 32)
+        partial(sts.sts_transformer, image_size=32, in_channels=3, **_small | {"T": 4}),
+        (3, 32, 32),
+        bias=0.0,
     ),
     "swformer": Small(
         partial(swformer.swformer, blocks=2, **_unheaded),

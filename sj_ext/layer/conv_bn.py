@@ -25,12 +25,13 @@ class ConvBN(Fusable):
         in_channels, out_channels, kernel_size, stride, groups: as PyTorch's ``nn.Conv2d``.
         padding: ``kernel_size // 2`` by default, which keeps the size at stride 1.
         bias: whether the convolution has a bias, which only evaluation can tell from the shift.
+        dropout: share of the convolution's values that are left out in training.
 
     Shapes:
         ``[T, N, C, H, W]`` in step mode ``'m'``, ``[N, C, H, W]`` in ``'s'``; the same out.
 
     Raises:
-        ValueError: as PyTorch's ``nn.Conv2d``.
+        ValueError: as PyTorch's ``nn.Conv2d``, or ``dropout`` is no share below 1.
     """
 
     def __init__(
@@ -43,12 +44,14 @@ class ConvBN(Fusable):
         padding: int | None = None,
         groups: int = 1,
         bias: bool = False,
+        dropout: float = 0.0,
     ):
         super().__init__()
         checks.sizes(in_channels=in_channels, out_channels=out_channels, groups=groups)
         checks.sizes(kernel_size=kernel_size, stride=stride)
         if padding is not None:
             checks.integer("padding", padding, at_least=0)
+        checks.number("dropout", dropout, at_least=0, below=1)
         self.conv = host.layer.Conv2d(
             in_channels,
             out_channels,
@@ -58,10 +61,12 @@ class ConvBN(Fusable):
             groups=groups,
             bias=bias,
         )
+        self.dropout = nn.Dropout(dropout) if dropout else None
         self.bn = host.layer.BatchNorm2d(out_channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.bn(self.conv(x))
+        y = self.conv(x)
+        return self.bn(y if self.dropout is None else self.dropout(y))
 
     def fused(self) -> nn.Module:
         """One convolution with the same output in evaluation."""

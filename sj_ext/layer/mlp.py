@@ -34,6 +34,7 @@ class SpikingMLP(nn.Module):
             neurons behind them (the output is spikes).
         bias: of the convolutions.
         kernel_size: of both, odd.
+        dropout: share of values that are left out in training, behind each convolution.
 
     Shapes:
         ``[T, N, C, H, W]`` in step mode ``'m'``, ``[N, C, H, W]`` in ``'s'``; the same out.
@@ -51,15 +52,16 @@ class SpikingMLP(nn.Module):
         shortcut: str = "membrane",
         bias: bool = True,
         kernel_size: int = 1,
+        dropout: float = 0.0,
     ):
         super().__init__()
         checks.integer("dim", dim, at_least=1)
         checks.integer("hidden", hidden, at_least=1)
         self.shortcut = checks.choice("shortcut", shortcut, SHORTCUTS)
         self.neuron1 = new_neuron(spiking_neuron)
-        self.fc1 = ConvBN(dim, hidden, kernel_size, bias=bias)
+        self.fc1 = ConvBN(dim, hidden, kernel_size, bias=bias, dropout=dropout)
         self.neuron2 = new_neuron(spiking_neuron)
-        self.fc2 = ConvBN(hidden, dim, kernel_size, bias=bias)
+        self.fc2 = ConvBN(hidden, dim, kernel_size, bias=bias, dropout=dropout)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.shortcut == "membrane":

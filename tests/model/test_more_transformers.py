@@ -13,6 +13,7 @@ from sj_ext.layer import (
     FrequencyMixer,
     LinearMixer,
     LocalSSA,
+    SpikingMLP,
 )
 from sj_ext.layer.haar import haar_matrix
 from sj_ext.layer.spiking import lif
@@ -112,6 +113,42 @@ def test_samples_mix_in_the_published_layout_only():
         assert torch.equal(*currents) == alike
     with pytest.raises(ValueError, match="published layout"):
         stsa(published_layout=True)(x[0])
+
+
+def test_dropout_leaves_out_what_the_norms_of_the_mlp_read():
+    mlp = SpikingMLP(64, 64, lif(), shortcut="spike", dropout=0.25)
+    host.functional.set_step_mode(mlp, "m")
+    seen = []
+    mlp.fc2.bn.register_forward_pre_hook(lambda m, x: seen.append(x[0]))
+    x = torch.ones(3, 4, 64, 4, 4)
+    mlp(x)
+    assert 0.2 < float((seen[0] == 0).float().mean()) < 0.3
+    host.functional.reset_net(mlp)
+    mlp.eval()(x)
+    assert not bool((seen[1] == 0).any())
+    with torch.device("meta"):
+        published = sts.sts_transformer_2_256_gesture()
+        plain = sts.sts_transformer_2_256_gesture(dropout=0.0)
+    shares = [m.p for m in published.modules() if isinstance(m, nn.Dropout)]
+    assert shares == 2 * 2 * [0.3]
+    assert not any(isinstance(m, nn.Dropout) for m in plain.modules())
+    with pytest.raises(ValueError, match="dropout must be"):
+        sts.sts_transformer(dropout=1.0)
+
+
+def test_maps_with_a_size_of_their_own_need_not_be_square():
+    net = sts.sts_transformer(3, 2, depth=1, dim=16, image_size=(16, 48)).eval()
+    assert net(torch.rand(1, 2, 16, 48)).shape == (2, 1, 3)
+    host.functional.reset_net(net)
+    with pytest.raises(ValueError, match="height and width of x must be .* 1 and 3"):
+        net(torch.rand(1, 2, 48, 16))
+    net = sglformer.sglformer(3, 2, dim=24, num_heads=2, image_size=(8, 16)).eval()
+    assert net(torch.rand(1, 3, 8, 16)).shape == (1, 1, 3)
+    for build in (sts.sts_transformer, sglformer.sglformer):
+        with pytest.raises(ValueError, match="image_size must be a multiple of"):
+            build(image_size=(64, 30))
+        with pytest.raises(ValueError, match="image_size must be one or two sizes"):
+            build(image_size=(64, 64, 64))
 
 
 # ---- wavelets ------------------------------------------------------------------------------------

@@ -41,10 +41,10 @@ def test_an_image_is_shown_t_times_and_a_sequence_as_it_is(small):
 
 @every_model
 def test_a_sample_does_not_depend_on_its_neighbours(small):
-    net = small.net().eval()
-    x = small.input(n=3)
+    net = small.net().double().eval()  # rounding moves no potential over its threshold
+    x = small.input(n=3).double()
     features, y = net.features(x), fresh(net)(x)
-    other = small.input(n=1)[0]
+    other = small.input(n=1)[0].double()
     for replaced in (other, 8 * other, -8 * other.abs(), torch.zeros_like(other)):
         x[1] = replaced  # until the neighbour's own features, sums of spikes, are others
         changed = fresh(net).features(x)
@@ -57,8 +57,8 @@ def test_a_sample_does_not_depend_on_its_neighbours(small):
 
 @single_step_models
 def test_step_by_step_equals_multi_step(small):
-    net = small.net().eval()
-    x_seq = small.input(steps=4)
+    net = small.net().double().eval()
+    x_seq = small.input(steps=4).double()
     y_seq = net(x_seq)
     host.functional.reset_net(net)
     host.functional.set_step_mode(net, "s")

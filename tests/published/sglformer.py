@@ -59,7 +59,7 @@ def _stages(config, state):
         num_heads=config["num_heads"],
         mlp_ratio=len(state["blocks.0.mlp1.mlp1.bn.weight"]) / dim,
         in_channels=state["stem.conv.conv3x3.weight"].shape[1],
-        image_size=config["img_size_h"],
+        image_size=(config["img_size_h"], config["img_size_w"]),
         variant=config["variant"],
     )
     return _loaded(model, state)

@@ -6,15 +6,12 @@ A reading of Wang et al., "Attention-free Spikformer" (arXiv 2308.02557) and "FW
 
 from __future__ import annotations
 
-from torch import nn
-
-from ... import checks
 from ...arguments import checked
 from ...layer.mixer.linear import LinearMixer
 from ...layer.mlp import SpikingMLP
 from ...layer.residual import ResidualBlock
 from ...layer.spiking import NeuronFactory
-from .backbone import Head, SpikingTransformer, initialize_linear
+from .backbone import Head, SpikingTransformer, stacked
 from .sized import sized
 from .spikformer import spikformer_stem
 
@@ -53,25 +50,23 @@ def attention_free_spikformer(
     Raises:
         ValueError: a size or a name is out of range; the message names it.
     """
-    checks.integer("depth", depth, at_least=1)
-    checks.sizes(dim=dim)
-    hidden = int(dim * checks.number("mlp_ratio", mlp_ratio, above=0))
-    blocks = [
-        ResidualBlock(
+
+    def block(hidden: int) -> ResidualBlock:
+        return ResidualBlock(
             mixer=LinearMixer(dim, transform, spiking_neuron),
             mlp=SpikingMLP(dim, hidden, spiking_neuron, shortcut="spike"),
         )
-        for _ in range(depth)
-    ]
-    model = SpikingTransformer(
+
+    return stacked(
         spikformer_stem(dim, spiking_neuron, in_channels=in_channels, patch_size=patch_size),
-        nn.Sequential(*blocks),
+        block,
         Head(dim, num_classes),
+        depth=depth,
+        dim=dim,
+        mlp_ratio=mlp_ratio,
         T=T,
         in_channels=in_channels,
     )
-    initialize_linear(model)
-    return model
 
 
 attention_free_spikformer_4_384_cifar = sized(

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from ... import checks, host
+from ... import host
 from ...arguments import checked
 from ...layer.attention import SSA
 from ...layer.mlp import SpikingMLP
 from ...layer.residual import ResidualBlock
 from ...layer.spiking import NeuronFactory, lif
 from ...layer.stem import ConvStem
-from .backbone import Head, SpikingTransformer, initialize_linear
+from .backbone import Head, SpikingTransformer, initialize_linear, pyramid
 from .published import PublishedNames, load_published
 
 __all__ = ["NAMES", "autost", "load_published"]
@@ -78,11 +78,8 @@ def autost(
             f"mlp_ratios must have one entry per block in num_heads, got {len(mlp_ratios)} for "
             f"{len(num_heads)}"
         )
-    if checks.integer("dim", dim, at_least=8) % 8:
-        raise ValueError(f"dim must be a multiple of 8, got {dim}")
     neuron = spiking_neuron or lif(node=host.neuron.ParametricLIFNode)
-    widths = (dim // 8, dim // 4, dim // 2, dim)
-    stem = ConvStem(in_channels, widths, ("CN", "CN", "CNP", "CP"), neuron, position="C")
+    stem = ConvStem(in_channels, pyramid(dim), ("CN", "CN", "CNP", "CP"), neuron, position="C")
     blocks = [
         ResidualBlock(
             attn=SSA(dim, heads, neuron, qkv_bias=True),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import nn
 
@@ -11,7 +13,14 @@ from ...layer.spiking import NeuronFactory, new_neuron
 from ...parameters import no_weight_decay
 from .published import PublishedNames
 
-__all__ = ["Head", "SpikingTransformer", "initialize_linear"]
+__all__ = [
+    "Head",
+    "SpikingTransformer",
+    "initialize_linear",
+    "plane",
+    "pyramid",
+    "stacked",
+]
 
 
 @checked
@@ -155,6 +164,55 @@ class Head(nn.Module):
             return y
         y_distilled = self.distilled(x)
         return (y, y_distilled) if self.training else (y + y_distilled) / 2
+
+
+def stacked(
+    stem: nn.Module,
+    block: Callable[[int], nn.Module],
+    head: nn.Module,
+    *,
+    depth: int,
+    dim: int,
+    mlp_ratio: float,
+    T: int,
+    in_channels: int,
+    published: PublishedNames | None = None,
+) -> SpikingTransformer:
+    """A transformer of blocks that are all alike, with linear layers as the programs begin.
+
+    Args:
+        stem, head, T, in_channels, published: as :class:`SpikingTransformer`.
+        block: makes a block from the number of hidden channels of its MLP.
+        depth: number of blocks.
+        dim: channels of the tokens.
+        mlp_ratio: hidden channels, over ``dim``.
+    """
+    checks.sizes(dim=dim)
+    hidden = int(dim * checks.number("mlp_ratio", mlp_ratio, above=0))
+    blocks = [block(hidden) for _ in range(checks.integer("depth", depth, at_least=1))]
+    model = SpikingTransformer(
+        stem, nn.Sequential(*blocks), head, T=T, in_channels=in_channels, published=published
+    )
+    initialize_linear(model)
+    return model
+
+
+def pyramid(dim: int) -> tuple[int, int, int, int]:
+    """Widths of a stem that doubles its channels up to ``dim``, which is a multiple of 8."""
+    if checks.integer("dim", dim, at_least=8) % 8:
+        raise ValueError(f"dim must be a multiple of 8, got {dim}")
+    return dim // 8, dim // 4, dim // 2, dim
+
+
+def plane(image_size: int | Sequence[int], stride: int) -> tuple[int, int]:
+    """Height and width in tokens of an image of that size, square if it is one number."""
+    size = (image_size,) if isinstance(image_size, int) else image_size
+    sides = checks.shape("image_size", size)
+    if len(sides) > 2:
+        raise ValueError(f"image_size must be one or two sizes, got {tuple(sides)}")
+    if any(side % stride for side in sides):
+        raise ValueError(f"image_size must be a multiple of {stride}, got {image_size}")
+    return sides[0] // stride, sides[-1] // stride
 
 
 def initialize_linear(model: nn.Module, std: float = 0.02) -> None:

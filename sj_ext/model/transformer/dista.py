@@ -8,15 +8,13 @@ Spikformer.
 
 from __future__ import annotations
 
-from torch import nn
-
-from ... import checks, host
+from ... import host
 from ...arguments import checked
 from ...layer.attention.dista import DISTAttention
 from ...layer.mlp import SpikingMLP
 from ...layer.residual import ResidualBlock
 from ...layer.spiking import NeuronFactory, lif
-from .backbone import Head, SpikingTransformer, initialize_linear
+from .backbone import Head, SpikingTransformer, stacked
 from .sized import sized
 from .spikformer import spikformer_stem
 
@@ -59,25 +57,24 @@ def dista(
     Raises:
         ValueError: a size is out of range; the message names it.
     """
-    checks.integer("depth", depth, at_least=1)
     neuron = spiking_neuron or lif(node=host.neuron.ParametricLIFNode)
-    hidden = int(dim * checks.number("mlp_ratio", mlp_ratio, above=0))
-    blocks = [
-        ResidualBlock(
+
+    def block(hidden: int) -> ResidualBlock:
+        return ResidualBlock(
             attn=DISTAttention(dim, num_heads, neuron, window=window, denoise=denoise),
             mlp=SpikingMLP(dim, hidden, neuron, shortcut="spike"),
         )
-        for _ in range(depth)
-    ]
-    model = SpikingTransformer(
+
+    return stacked(
         spikformer_stem(dim, neuron, in_channels=in_channels, patch_size=patch_size),
-        nn.Sequential(*blocks),
+        block,
         Head(dim, num_classes),
+        depth=depth,
+        dim=dim,
+        mlp_ratio=mlp_ratio,
         T=T,
         in_channels=in_channels,
     )
-    initialize_linear(model)
-    return model
 
 
 dista_4_384_cifar = sized(dista, "dista_4_384_cifar", "DISTA 4-384 for CIFAR", num_classes=10, T=6)

@@ -17,6 +17,7 @@ Frontiers in Neuroscience 18, 2024.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -30,7 +31,7 @@ from ...layer.mlp import SpikingMLP
 from ...layer.residual import ResidualBlock
 from ...layer.spiking import NeuronFactory
 from ...layer.stem import ConvStem
-from .backbone import Head, SpikingTransformer, initialize_linear
+from .backbone import Head, SpikingTransformer, initialize_linear, plane, stacked
 from .published import PublishedNames, load_published
 from .sized import sized
 
@@ -164,7 +165,7 @@ def sglformer(
     num_heads: int = 16,
     mlp_ratio: float = 4,
     in_channels: int = 3,
-    image_size: int = 32,
+    image_size: int | Sequence[int] = 32,
     variant: str = "cifar",
 ) -> SpikingTransformer:
     """SGLFormer for CIFAR and events, of any size.
@@ -178,7 +179,8 @@ def sglformer(
         num_heads: divides ``dim``.
         mlp_ratio: hidden channels of the MLPs, over ``dim``.
         in_channels: 3 for images, 2 for events.
-        image_size: height and width; the head has weights for every token.
+        image_size: height and width, one number if they are the same; the head has weights for
+            every token.
         variant: ``'cifar'`` (tokens of 4 x 4 pixels) or ``'dvs'`` (16 x 16).
 
     Shapes:
@@ -189,13 +191,10 @@ def sglformer(
         ValueError: a size or a name is out of range; the message names it.
     """
     checks.choice("variant", variant, ("cifar", "dvs"))
-    checks.integer("depth", depth, at_least=1)
     stem = _stem(dim, variant, in_channels, spiking_neuron, first=6)
-    if checks.integer("image_size", image_size, at_least=1) % stem.stride:
-        raise ValueError(f"image_size must be a multiple of {stem.stride}, got {image_size}")
-    hidden = int(dim * checks.number("mlp_ratio", mlp_ratio, above=0))
+    height, width = plane(image_size, stem.stride)
 
-    def stage() -> ResidualBlock:
+    def stage(hidden: int) -> ResidualBlock:
         parts: dict[str, nn.Module] = {"loc": LocalBlock(dim, spiking_neuron)}
         for i, attention in enumerate((LocalSSA, SSA, SSA), start=1):
             parts[f"ssa{i}"] = attention(
@@ -204,17 +203,17 @@ def sglformer(
             parts[f"mlp{i}"] = SpikingMLP(dim, hidden, spiking_neuron, shortcut="spike", bias=False)
         return ResidualBlock(**parts)  # type: ignore[arg-type]
 
-    tokens = (image_size // stem.stride) ** 2
-    model = SpikingTransformer(
+    return stacked(
         stem,
-        nn.Sequential(*(stage() for _ in range(depth))),
-        FullSizeHead(dim, tokens, checks.integer("T", T, at_least=1), num_classes),
+        stage,
+        FullSizeHead(dim, height * width, checks.integer("T", T, at_least=1), num_classes),
+        depth=depth,
+        dim=dim,
+        mlp_ratio=mlp_ratio,
         T=T,
         in_channels=in_channels,
         published=NAMES["stages"],
     )
-    initialize_linear(model)
-    return model
 
 
 @checked

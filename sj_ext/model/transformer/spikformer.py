@@ -15,7 +15,7 @@ Club on ImageNet with an SNN Ticket" (arXiv 2401.02020).
 
 from __future__ import annotations
 
-from torch import nn
+from functools import partial
 
 from ... import checks
 from ...arguments import checked
@@ -25,7 +25,7 @@ from ...layer.residual import ResidualBlock
 from ...layer.spiking import NeuronFactory
 from ...layer.stem import ConvStem
 from ...layer.stem_scs import SCS
-from .backbone import Head, SpikingTransformer, initialize_linear
+from .backbone import Head, SpikingTransformer, pyramid, stacked
 from .published import PublishedNames, load_published
 from .sized import sized
 
@@ -137,23 +137,18 @@ def spikformer(
         patch_size=patch_size,
         downsampling=downsampling,
     )
-    model = SpikingTransformer(
+    biased = patch_size == 4 if qkv_bias is None else checks.flag("qkv_bias", qkv_bias)
+    return stacked(
         stem,
-        _blocks(
-            depth,
-            dim,
-            num_heads,
-            mlp_ratio,
-            spiking_neuron,
-            qkv_bias=patch_size == 4 if qkv_bias is None else checks.flag("qkv_bias", qkv_bias),
-        ),
+        partial(_block, dim, num_heads, spiking_neuron, "spike", biased),
         Head(dim, num_classes),
+        depth=depth,
+        dim=dim,
+        mlp_ratio=mlp_ratio,
         T=T,
         in_channels=in_channels,
         published=NAMES[downsampling],
     )
-    initialize_linear(model)
-    return model
 
 
 def spikformer_stem(
@@ -183,7 +178,7 @@ def spikformer_stem(
     checks.choice("patch_size", patch_size, (4, 16))
     return ConvStem(
         in_channels,
-        _widths(dim),
+        pyramid(dim),
         STAGES[downsampling, patch_size],
         spiking_neuron,
         position="CN",
@@ -231,43 +226,30 @@ def spikformer_v2(
     Raises:
         ValueError: a size or a name is out of range; the message names it.
     """
-    stem = SCS(in_channels, _widths(dim), spiking_neuron, shortcut=shortcut, residual=residual)
-    model = SpikingTransformer(
-        stem,
-        _blocks(depth, dim, num_heads, mlp_ratio, spiking_neuron, shortcut=shortcut),
+    return stacked(
+        SCS(in_channels, pyramid(dim), spiking_neuron, shortcut=shortcut, residual=residual),
+        partial(_block, dim, num_heads, spiking_neuron, shortcut, False),
         Head(dim, num_classes),
+        depth=depth,
+        dim=dim,
+        mlp_ratio=mlp_ratio,
         T=T,
         in_channels=in_channels,
     )
-    initialize_linear(model)
-    return model
 
 
-def _widths(dim: int) -> tuple[int, ...]:
-    if checks.integer("dim", dim, at_least=8) % 8:
-        raise ValueError(f"dim must be a multiple of 8, got {dim}")
-    return dim // 8, dim // 4, dim // 2, dim
-
-
-def _blocks(
-    depth: int,
+def _block(
     dim: int,
     num_heads: int,
-    mlp_ratio: float,
     spiking_neuron: NeuronFactory | None,
-    *,
-    shortcut: str = "spike",
-    qkv_bias: bool = False,
-) -> nn.Sequential:
-    hidden = int(dim * checks.number("mlp_ratio", mlp_ratio, above=0))
-    blocks = (
-        ResidualBlock(
-            attn=SSA(dim, num_heads, spiking_neuron, shortcut=shortcut, qkv_bias=qkv_bias),
-            mlp=SpikingMLP(dim, hidden, spiking_neuron, shortcut=shortcut),
-        )
-        for _ in range(checks.integer("depth", depth, at_least=1))
+    shortcut: str,
+    qkv_bias: bool,
+    hidden: int,
+) -> ResidualBlock:
+    return ResidualBlock(
+        attn=SSA(dim, num_heads, spiking_neuron, shortcut=shortcut, qkv_bias=qkv_bias),
+        mlp=SpikingMLP(dim, hidden, spiking_neuron, shortcut=shortcut),
     )
-    return nn.Sequential(*blocks)
 
 
 spikformer_8_384 = sized(spikformer, "spikformer_8_384", "Spikformer 8-384 for ImageNet", dim=384)

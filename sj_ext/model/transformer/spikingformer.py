@@ -17,8 +17,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-
 from ... import checks
 from ...arguments import checked
 from ...layer.attention import SSA
@@ -26,7 +24,7 @@ from ...layer.mlp import SpikingMLP
 from ...layer.residual import ResidualBlock
 from ...layer.spiking import NeuronFactory, lif
 from ...layer.stem import ConvStem
-from .backbone import Head, SpikingTransformer, initialize_linear
+from .backbone import Head, SpikingTransformer, pyramid, stacked
 from .published import PublishedNames, load_published
 from .sized import sized
 
@@ -119,7 +117,6 @@ def spikingformer(
     Raises:
         ValueError: a size or a name is out of range; the message names it.
     """
-    checks.integer("depth", depth, at_least=1)
     stem = spikingformer_stem(
         dim,
         spiking_neuron,
@@ -127,23 +124,23 @@ def spikingformer(
         patch_size=patch_size,
         downsampling=downsampling,
     )
-    hidden = int(dim * checks.number("mlp_ratio", mlp_ratio, above=0))
-    blocks = [
-        ResidualBlock(
+
+    def block(hidden: int) -> ResidualBlock:
+        return ResidualBlock(
             attn=SSA(dim, num_heads, spiking_neuron), mlp=SpikingMLP(dim, hidden, spiking_neuron)
         )
-        for _ in range(depth)
-    ]
-    model = SpikingTransformer(
+
+    return stacked(
         stem,
-        nn.Sequential(*blocks),
+        block,
         Head(dim, num_classes),
+        depth=depth,
+        dim=dim,
+        mlp_ratio=mlp_ratio,
         T=T,
         in_channels=in_channels,
         published=NAMES[downsampling, patch_size],
     )
-    initialize_linear(model)
-    return model
 
 
 def spikingformer_stem(
@@ -171,9 +168,7 @@ def spikingformer_stem(
     """
     checks.choice("downsampling", downsampling, ("original", "cml"))
     checks.choice("patch_size", patch_size, (4, 16))
-    if checks.integer("dim", dim, at_least=8) % 8:
-        raise ValueError(f"dim must be a multiple of 8, got {dim}")
-    widths = (dim // 8, dim // 4, dim // 2, dim, dim)
+    widths = (*pyramid(dim), dim)
     return ConvStem(in_channels, widths, STAGES[downsampling, patch_size], spiking_neuron)
 
 

@@ -1,14 +1,13 @@
 """STS-Transformer: attention over space and time, for event frames.
 
 Source: Wang et al., "Spatial-Temporal Self-Attention for Asynchronous Spiking Neural Networks",
-IJCAI 2023. Its program's dropout in the MLP is left out.
+IJCAI 2023.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
-
-from torch import nn
 
 from ... import checks, host
 from ...arguments import checked
@@ -17,7 +16,7 @@ from ...layer.mlp import SpikingMLP
 from ...layer.residual import ResidualBlock
 from ...layer.spiking import NeuronFactory
 from ...layer.stem import ConvStem
-from .backbone import Head, SpikingTransformer, initialize_linear
+from .backbone import Head, SpikingTransformer, plane, stacked
 from .published import PublishedNames, load_published
 from .sized import sized
 
@@ -58,7 +57,8 @@ def sts_transformer(
     num_heads: int = 1,
     mlp_ratio: float = 1,
     in_channels: int = 2,
-    image_size: int = 128,
+    image_size: int | Sequence[int] = 128,
+    dropout: float = 0.0,
     published_layout: bool = False,
 ) -> SpikingTransformer:
     """STS-Transformer of any size.
@@ -72,7 +72,8 @@ def sts_transformer(
         num_heads: divides ``dim``.
         mlp_ratio: hidden channels of the MLP, over ``dim``.
         in_channels: 2 for events.
-        image_size: height and width, a multiple of 16.
+        image_size: height and width, multiples of 16; one number if they are the same.
+        dropout: share of the MLP's values that are left out in training, before each of its norms.
         published_layout: attention as the program has it, in which samples of a batch mix, for
             weights that were trained with it; see :class:`~sj_ext.layer.STSA`.
 
@@ -85,38 +86,28 @@ def sts_transformer(
     """
     if checks.integer("dim", dim, at_least=16) % 16:
         raise ValueError(f"dim must be a multiple of 16, got {dim}")
-    if checks.integer("image_size", image_size, at_least=16) % 16:
-        raise ValueError(f"image_size must be a multiple of 16, got {image_size}")
-    checks.integer("depth", depth, at_least=1)
-    neuron, side = spiking_neuron or sts_neuron(), image_size // 16
+    checks.integer("T", T, at_least=1)
+    neuron, (height, width) = spiking_neuron or sts_neuron(), plane(image_size, 16)
     widths = (dim // 16, dim // 8, dim // 4, dim)
     stem = ConvStem(in_channels, widths, ("CNP",) * 4, neuron, position="CN")
-    hidden = int(dim * checks.number("mlp_ratio", mlp_ratio, above=0))
-    blocks = [
-        ResidualBlock(
-            attn=STSA(
-                dim,
-                num_heads,
-                checks.integer("T", T, at_least=1),
-                side,
-                side,
-                neuron,
-                published_layout=published_layout,
-            ),
-            mlp=SpikingMLP(dim, hidden, neuron, shortcut="spike"),
+
+    def block(hidden: int) -> ResidualBlock:
+        return ResidualBlock(
+            attn=STSA(dim, num_heads, T, height, width, neuron, published_layout=published_layout),
+            mlp=SpikingMLP(dim, hidden, neuron, shortcut="spike", dropout=dropout),
         )
-        for _ in range(depth)
-    ]
-    model = SpikingTransformer(
+
+    return stacked(
         stem,
-        nn.Sequential(*blocks),
+        block,
         Head(dim, num_classes),
+        depth=depth,
+        dim=dim,
+        mlp_ratio=mlp_ratio,
         T=T,
         in_channels=in_channels,
         published=NAMES,
     )
-    initialize_linear(model)
-    return model
 
 
 def sts_neuron() -> NeuronFactory:
@@ -136,4 +127,5 @@ sts_transformer_2_256_gesture = sized(
     "STS-Transformer 2-256 for DVS128 Gesture",
     num_classes=11,
     T=10,
+    dropout=0.3,
 )

@@ -6,8 +6,6 @@ of the tokens' map are equal powers of two: 256 pixels for ImageNet, not 224.
 
 from __future__ import annotations
 
-from torch import nn
-
 from ... import checks
 from ...arguments import checked
 from ...layer.mixer.frequency import FrequencyMixer
@@ -15,7 +13,7 @@ from ...layer.mlp import SpikingMLP
 from ...layer.residual import ResidualBlock
 from ...layer.spiking import NeuronFactory, lif
 from ...layer.stem import ConvStem
-from .backbone import Head, SpikingTransformer, initialize_linear
+from .backbone import Head, SpikingTransformer, pyramid, stacked
 from .published import PublishedNames, load_published
 from .sized import sized
 
@@ -94,35 +92,28 @@ def swformer(
         ValueError: a size is out of range; the message names it.
     """
     checks.choice("patch_size", patch_size, tuple(STAGES))
-    checks.integer("depth", depth, at_least=1)
-    if checks.integer("dim", dim, at_least=8) % 8:
-        raise ValueError(f"dim must be a multiple of 8, got {dim}")
-    widths = (dim // 8, dim // 4, dim // 2, dim)
-    stem = ConvStem(in_channels, widths, STAGES[patch_size], spiking_neuron, position="NC")
-    hidden = int(dim * checks.number("mlp_ratio", mlp_ratio, above=0))
-    body = [
-        ResidualBlock(
+    stem = ConvStem(in_channels, pyramid(dim), STAGES[patch_size], spiking_neuron, position="NC")
+    in_head = (spiking_neuron or lif()) if checks.flag("firing_head", firing_head) else None
+
+    def block(hidden: int) -> ResidualBlock:
+        return ResidualBlock(
             mixer=FrequencyMixer(
                 dim, blocks, spiking_neuron, v_threshold=v_threshold, events=events
             ),
             mlp=SpikingMLP(dim, hidden, spiking_neuron),
         )
-        for _ in range(depth)
-    ]
-    model = SpikingTransformer(
+
+    return stacked(
         stem,
-        nn.Sequential(*body),
-        _head(dim, num_classes, spiking_neuron, firing_head),
+        block,
+        Head(dim, num_classes, in_head),
+        depth=depth,
+        dim=dim,
+        mlp_ratio=mlp_ratio,
         T=T,
         in_channels=in_channels,
         published=NAMES,
     )
-    initialize_linear(model)
-    return model
-
-
-def _head(dim: int, num_classes: int, spiking_neuron: NeuronFactory | None, firing: bool) -> Head:
-    return Head(dim, num_classes, (spiking_neuron or lif()) if firing else None)
 
 
 swformer_4_384_cifar = sized(
