@@ -31,6 +31,8 @@ from .resources.operations import run
 __all__ = ["Atoms", "Graph", "trace"]
 
 aten = torch.ops.aten
+#: how modules call their number of heads
+HEADS = ("num_heads", "heads")
 #: the axes of a parameter that get atoms: by plane of the shadow
 PLANES = 2
 
@@ -116,12 +118,15 @@ class Graph:
         atoms: who belongs together.
         rows: per parameter (by id) the atoms of each of its axes.
         follows: per parameter of a normalisation the atoms of what it normalises.
+        heads: modules that split channels into heads, each with the name of its number of heads,
+            and the atoms of the heads.
     """
 
     def __init__(self) -> None:
         self.atoms = Atoms()
         self.rows: dict[int, dict[int, torch.Tensor]] = {}
         self.follows: dict[int, torch.Tensor] = {}
+        self.heads: dict[tuple[nn.Module, str], torch.Tensor] = {}
 
 
 def trace(model: nn.Module, example_input: Any) -> Graph:
@@ -140,7 +145,7 @@ def trace(model: nn.Module, example_input: Any) -> Graph:
         ):
             axes = range(min(2, parameter.dim())) if layer else range(parameter.dim())
             shadow.own(parameter, [axis for axis in axes if parameter.shape[axis] > 1][:PLANES])
-    with at_rest(model), _unstandardised(model), shadow:
+    with at_rest(model), _unstandardised(model), shadow.inside(model), shadow:
         out = run(model, example_input)
     for leaf in tree_leaves(out):
         if isinstance(leaf, torch.Tensor):
@@ -176,8 +181,28 @@ class _Shadow(TorchDispatchMode):
         super().__init__()
         self.graph = Graph()
         self.atoms = self.graph.atoms
+        #: modules with a number of heads whose forward is running, innermost last
+        self._running: list[tuple[nn.Module, str]] = []
         self._memory: dict[int, list[torch.Tensor]] = {}
         self._alive: list[Any] = []
+
+    @contextlib.contextmanager
+    def inside(self, model: nn.Module) -> Iterator[None]:
+        """Within it, it is known which module with a number of heads is running."""
+        with contextlib.ExitStack() as handles:
+            for module in model.modules():
+                for name in HEADS:
+                    if type(vars(module).get(name)) is int:
+                        enter, leave = self._enter((module, name)), self._leave
+                        handles.callback(module.register_forward_pre_hook(enter).remove)
+                        handles.callback(module.register_forward_hook(leave).remove)
+            yield
+
+    def _enter(self, entry: tuple[nn.Module, str]) -> Any:
+        return lambda *_: self._running.append(entry)
+
+    def _leave(self, *_: Any) -> None:
+        self._running.pop()
 
     # ---- the shadow of a tensor ---------------------------------------------------------------
 
@@ -311,13 +336,33 @@ class _Shadow(TorchDispatchMode):
         return fresh[inverse].view(one.shape)
 
     def _view(self, source: torch.Tensor, out: torch.Tensor) -> None:
-        """A view that splits channels into several axes holds them."""
+        """A view that splits channels into several axes holds them, unless these are heads."""
         for plane in range(PLANES):
-            atoms = self.read(source, plane).reshape(out.shape)
+            before = self.read(source, plane)
+            atoms = before.reshape(out.shape)
             if _base_differs(source, out):
                 self.write(out, plane, atoms)
-            if len(_axes(atoms)) > max(1, len(_axes(self.read(source, plane)))):
+            if len(_axes(atoms)) > max(1, len(_axes(before))) and not self._split(out, plane):
                 self.atoms.pin(atoms)
+
+    def _split(self, out: torch.Tensor, plane: int) -> bool:
+        """Channels that the running module has split into its heads: each head is one from now."""
+        atoms = self.read(out, plane)
+        axes = _axes(atoms)
+        for module, name in reversed(self._running):
+            number = getattr(module, name)
+            found = [axis for axis in axes[:-1] if out.shape[axis] == number]
+            if len(found) != 1 or axes.index(found[0]) != len(axes) - 2:
+                continue
+            rows = atoms.movedim((*axes,), tuple(range(len(axes))))
+            rows = rows[(..., *[0] * (out.dim() - len(axes)))].flatten(0, -2)
+            for row in rows:
+                self.atoms.join(row, row[:1])
+            one = atoms.narrow(axes[-1], 0, 1).expand(out.shape).clone()
+            self.write(out, plane, one)
+            self.graph.heads[module, name] = rows[-number:, 0]
+            return True
+        return False
 
     def _copy(self, source: torch.Tensor, out: torch.Tensor) -> None:
         if self.labelled(source) and _base_differs(source, out):
@@ -443,6 +488,8 @@ class _Shadow(TorchDispatchMode):
         inner = left.dim() - 1, right.dim() - 2
         summed = [self._axis_of(left, inner[0]), self._axis_of(right, inner[1])]
         self._contract(*summed)
+        if out.dim() == 3 and self._each(left, right, out):
+            return
         below, across = self._axis_of(left, left.dim() - 2), self._axis_of(right, right.dim() - 1)
         for plane, (atoms, axis) in enumerate(((across, out.dim() - 1), (below, out.dim() - 2))):
             if atoms is not None and atoms.any():
@@ -450,6 +497,15 @@ class _Shadow(TorchDispatchMode):
                 self.write(out, plane, atoms.view(shape).expand(out.shape))
                 if plane == 0 and bias is not None and self.labelled(bias):
                     self.atoms.join(self.read(bias, 0).expand(out.shape), self.read(out, 0))
+
+    def _each(self, left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> bool:
+        """Products in a batch whose entries are heads."""
+        one, other = self._axis_of(left, 0), self._axis_of(right, 0)
+        if one is None or other is None or not (one.any() or other.any()):
+            return False
+        self.atoms.join(one, other)
+        self.write(out, 0, torch.where(one > 0, one, other).view(-1, 1, 1).expand(out.shape))
+        return True
 
     def _axis_of(self, x: torch.Tensor, axis: int) -> torch.Tensor | None:
         """Atoms that vary along this axis alone, of whichever plane; None where along more."""

@@ -202,6 +202,10 @@ def _without(plain: nn.Module, graph: Graph, roots: set[int]) -> nn.Module:
     small = copy.deepcopy(plain, memo)
     for module in small.modules():
         _resize(module)
+    paths = {module: path for path, module in plain.named_modules()}
+    for (module, attribute), heads in graph.heads.items():
+        left = sum(graph.atoms.find(head) not in roots for head in heads.tolist())
+        setattr(small.get_submodule(paths[module]), attribute, left)
     names = {id(p): name for name, p in plain.named_parameters()}
     vars(small)[KEPT] = {names[key]: axes for key, axes in cuts.items() if key in names}
     return small
