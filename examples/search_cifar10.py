@@ -15,7 +15,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import platform
 import random
+import statistics
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,7 +29,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from sj_ext import host, search
+from sj_ext import __version__, host, search
 from sj_ext.functional import sdt_cross_entropy
 from sj_ext.search.network.autosnn import Sizes, child, supernet
 
@@ -201,6 +204,32 @@ def table(rows: list[dict]) -> str:
     return "\n".join([*lines, verdict])
 
 
+def markdown(rows: list[dict]) -> str:
+    """The table of a page: each seed, then mean and standard deviation over the seeds."""
+    lines = [
+        "| seed | network | test accuracy, % | million synaptic operations | parameters | blocks |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        for name in ("found", "random"):
+            r = row[name]
+            lines.append(
+                f"| {row['seed']} | {name} | {100 * r['accuracy']:.1f} | {r['synops'] / 1e6:.2f} | "
+                f"{r['parameters']:,} | {' '.join(r['genes'])} |"
+            )
+    for name in ("found", "random") if len(rows) > 1 else ():
+        cells = []
+        for key, scale in (("accuracy", 100), ("synops", 1e-6)):
+            values = [scale * row[name][key] for row in rows]
+            cells.append(f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}")
+        lines.append(f"| mean ± deviation | {name} | {cells[0]} | {cells[1]} | | |")
+    if len(rows) > 1:
+        ahead = [100 * (row["found"]["accuracy"] - row["random"]["accuracy"]) for row in rows]
+        told = f"{statistics.mean(ahead):+.1f} ± {statistics.stdev(ahead):.1f}"
+        lines.append(f"| mean ± deviation | found minus random | {told} | | | |")
+    return "\n".join(lines)
+
+
 def plot(rows: list[dict], path: Path) -> None:
     import matplotlib
 
@@ -210,12 +239,23 @@ def plot(rows: list[dict], path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(6, 4))
     for row in rows:
         values, operations = zip(*row["history"], strict=True)
-        axes.scatter(
-            [o / 1e6 for o in operations], values, s=12, alpha=0.6, label=f"seed {row['seed']}"
+        points = axes.scatter(
+            [o / 1e6 for o in operations],
+            values,
+            s=12,
+            alpha=0.6,
+            label=f"seed {row['seed']}, paths",
         )
+        for name, marker in (("found", "*"), ("random", "X")):
+            r = row[name]
+            axes.scatter(
+                r["synops"] / 1e6, r["accuracy"], s=80, marker=marker, color=points.get_facecolor()
+            )
         axes.axvline(row["limit"] / 1e6, color="grey", linewidth=0.8)
+    for name, marker in (("found, retrained", "*"), ("random, retrained", "X")):
+        axes.scatter([], [], s=80, marker=marker, color="grey", label=name)
     axes.set_xlabel("million synaptic operations an image")
-    axes.set_ylabel("accuracy of the path in the supernet")
+    axes.set_ylabel("accuracy: of a path in the supernet, of a network on test images")
     axes.legend(frameon=False)
     figure.savefig(path, dpi=130, bbox_inches="tight", transparent=True)
     pyplot.close(figure)
@@ -237,12 +277,12 @@ def make_parser() -> Command:
     add = parser.add_argument
     add("--data-dir", type=cifar10_folder, help=f"{DATA}; without it, scikit-learn's digits")
     add("--output", type=new_folder, help="folder for the record; a stopped run goes on with it")
-    add("--images", type=count, default=8000, help="training images, a fifth of them to choose by")
+    add("--images", type=count, default=6000, help="training images, a fifth of them to choose by")
     add("--test-images", type=count, default=2000, help="images of the test set")
-    add("--size", type=count, default=16, help="pixels that the images are averaged down to")
+    add("--size", type=count, default=12, help="pixels that the images are averaged down to")
     add("--width", type=count, default=8, help="channels of the first stage")
     add("--num-steps", type=count, default=4, help="T")
-    add("--epochs", type=count, default=8, help="of the supernet")
+    add("--epochs", type=count, default=6, help="of the supernet")
     add("--retrain", type=count, default=6, help="epochs of each network from scratch")
     add("--generations", type=whole, default=4, help="of evolution")
     add("--pool", type=count, default=10, help="architectures in a generation")
@@ -277,15 +317,59 @@ def main(argv: list[str] | None = None) -> None:
     )
     space = search.autosnn(slots=POOLED)
     print(f"{len(splits[0][1])} images to train, {len(splits[1][1])} to choose, {space.size} ways")
-    rows = []
+    rows = finished(arguments)
     for seed in range(arguments.seed, arguments.seed + arguments.seeds):
+        if any(row["seed"] == seed for row in rows):
+            continue
+        start = time.perf_counter()
         rows.append(run(seed, splits, space, sizes, arguments))
+        rows[-1]["seconds"] = round(time.perf_counter() - start)
         print(table(rows[-1:]), flush=True)
+        keep(rows, arguments)
     if len(rows) > 1:
         print(table(rows))
-    if arguments.output:
-        (arguments.output / "search.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
-        plot(rows, arguments.output / "search.png")
+
+
+# ---- what is kept --------------------------------------------------------------------------------
+
+
+def settings(arguments: argparse.Namespace) -> dict:
+    """What all seeds of a record have in common."""
+    own = {k: v for k, v in vars(arguments).items() if isinstance(v, int | float)}
+    data = "digits" if arguments.data_dir is None else "CIFAR-10"
+    return {k: v for k, v in own.items() if k not in ("seed", "seeds")} | {"data": data}
+
+
+def finished(arguments: argparse.Namespace) -> list[dict]:
+    """The seeds of a run that was stopped."""
+    path = arguments.output / "search.json" if arguments.output else None
+    if path is None or not path.exists():
+        return []
+    record = json.loads(path.read_text("utf-8"))
+    if record["settings"] != settings(arguments):
+        raise SystemExit(f"{path} was made with other settings: choose another --output")
+    return record["rows"]
+
+
+def keep(rows: list[dict], arguments: argparse.Namespace) -> None:
+    """Record, table and plot of the seeds so far."""
+    if not arguments.output:
+        return
+    record = {
+        "settings": settings(arguments),
+        "versions": {
+            "torch": torch.__version__,
+            "spikingjelly": host.VERSION,
+            "sj_ext": __version__,
+            "python": platform.python_version(),
+            "threads": torch.get_num_threads(),
+        },
+        "rows": rows,
+    }
+    text = json.dumps(record, indent=1) + "\n"
+    (arguments.output / "search.json").write_text(text, encoding="utf-8")
+    (arguments.output / "search.md").write_text(markdown(rows) + "\n", encoding="utf-8")
+    plot(rows, arguments.output / "search.png")
 
 
 if __name__ == "__main__":

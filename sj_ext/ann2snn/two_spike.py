@@ -132,8 +132,9 @@ def latency(snn: nn.Module) -> int:
     """
     if not isinstance(checks.module("snn", snn), fx.GraphModule):
         return 0
+    graph: fx.Graph = snn.graph
     steps: dict[fx.Node, int] = {}
-    for node in snn.graph.nodes:
+    for node in graph.nodes:
         before = max((steps[source] for source in node.all_input_nodes), default=0)
         called = snn.get_submodule(str(node.target)) if node.op == "call_module" else None
         steps[node] = before + (called.T if isinstance(called, TwoSpikeNode) else 0)

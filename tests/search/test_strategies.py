@@ -9,12 +9,14 @@ import pytest
 from sj_ext.search import (
     Constraint,
     autosnn,
+    autost,
     evolution_as_published,
     optuna_search,
     random_search,
     snasnet,
     spike_aware,
 )
+from sj_ext.search.space.autost import candidate
 from sj_ext.search.strategy import crossed, mutated
 
 SPACE = autosnn()
@@ -175,6 +177,17 @@ def test_mutants_and_children():
         assert any(child == a.genes[:cut] + b.genes[cut:] for cut in range(1, 8))
 
 
+def test_mutants_and_children_stay_in_a_space_of_any_depth():
+    """Parents of unequal depth have a child of one depth, with a gene for each of its blocks."""
+    space, rng = autost("tiny"), random.Random(1)
+    for _ in range(60):
+        a, b = space.sample(rng), space.sample(rng)
+        for made in (crossed(space, a, b, rng), mutated(space, a, rng, 0.4)):
+            assert space.valid(made) == made
+            found = candidate(made.genes)
+            assert len(found.ratios) == len(found.heads) == made.genes[0]
+
+
 def test_fitness():
     assert spike_aware(0.9, 200, 100, -1) == pytest.approx(0.45)
     assert spike_aware(0.9, 200, 100, 0) == 0.9
@@ -184,8 +197,13 @@ def test_fitness():
 
 
 def test_bad_input(tmp_path):
-    with pytest.raises(TypeError, match="seed"):
-        random_search(SPACE, len, trials=3, seed=None)
+    for search, size in (
+        (random_search, {"trials": 3}),
+        (optuna_search, {"trials": 3}),
+        (evolution_as_published, {}),
+    ):
+        with pytest.raises(TypeError, match="seed"):
+            search(SPACE, len, seed=None, **size)
     with pytest.raises(TypeError, match="space"):
         random_search("autosnn", len, trials=3, seed=0)
     with pytest.raises(TypeError, match="evaluate"):

@@ -194,6 +194,24 @@ def test_padding_is_that_of_same(size, kernel, stride):
     assert (padded.shape[-1] - kernel) // stride + 1 == -(-size // stride)
 
 
+def test_a_block_whose_head_is_cut_keeps_its_shortcut():
+    net = Branchless(3, 2, stem=3, first=4, widths=(4,), blocks=2, head=5).eval()
+    block = net.blocks[2]
+    x = torch.randint(0, 3, (2, 4, 6, 6)).float()
+    tail, whole = block.tail_neuron, block(x)
+    host.functional.reset_net(net)
+    with torch.no_grad():
+        block.head.t3.fill_(99)
+        cut = block(x)
+        host.functional.reset_net(net)
+        kernel, _ = block.tail.kernel()
+        wanted = x + tail(block.tail_bn(block.tail.convolved(x, kernel)))
+        host.functional.reset_net(net)
+        assert torch.equal(cut, wanted) and block.skip and whole.shape == cut.shape
+        block.tail.t3.fill_(99)
+        assert torch.equal(block(x), x)
+
+
 def test_a_decoded_network_computes_what_the_supernet_does():
     net = Branchless(3, 2, stem=3, first=4, widths=(4, 6), blocks=2, head=5).eval()
     with torch.no_grad():
