@@ -396,20 +396,20 @@ class _Quantile:
             math.ceil(self.slack * (1 - self.q) * self.count) + 2, _KEPT // max(len(rows), 1)
         )
         if self.kept.shape[1] > 2 * room:
-            ordered = self.kept.sort(1, descending=True).values
-            lost = ordered[:, room]
+            largest = self.kept.topk(room + 1, 1).values  # in order
+            lost = largest[:, room]
             self.dropped = lost if self.dropped is None else torch.maximum(self.dropped, lost)
-            self.kept = ordered[:, :room].clone()
+            self.kept = largest[:, :room].clone()
 
     def result(self) -> torch.Tensor:
         assert self.kept is not None
-        ordered = self.kept.sort(1, descending=True).values
         rank = self.q * (self.count - 1)
         low = math.floor(rank)
         at = self.count - 1 - low  # from the top
-        if at >= ordered.shape[1]:
-            at, rank = ordered.shape[1] - 1, float(low)
-        lower, upper = ordered[:, at], ordered[:, max(at - 1, 0)]
+        if at >= self.kept.shape[1]:
+            at, rank = self.kept.shape[1] - 1, float(low)
+        largest = self.kept.topk(at + 1, 1).values
+        lower, upper = largest[:, at], largest[:, max(at - 1, 0)]
         if self.dropped is not None and bool((lower < self.dropped).any()):
             warnings.warn(
                 "calibration: batches differ so much that the quantile is a lower bound; shuffle "

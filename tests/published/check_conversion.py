@@ -6,9 +6,13 @@ Run from the project's root, with its python, on either host. A folder has ``arc
 recordings whose names say the method; the images are those of ``--data`` (CIFAR-10 as
 ``train.npz`` and ``test.npz`` of JPEG files).
 
-Compared: thresholds, initial potentials and gains to 1e-6, logits at the steps that a file has to
-1e-6 where they are float64, and accuracies within 0.6 points. A line a file; exit status 1 if one
-differs. ``--steps 32`` leaves out accuracies beyond that many steps.
+Compared: thresholds, initial potentials and gains to 1e-6; logits at the steps that a file has to
+1e-6 where they are float64; accuracies within 0.6 points. Logits of a program in float32 are met
+but for single spikes: a sum in another order moves a potential by its rounding, and a neuron that
+stands so near to its threshold fires a step sooner or later. A spike of neuron j of the last
+spiking layer is worth theta |W_ij| / T in logit i, so the limit is that of SPIKES such neurons,
+those with the largest weights. A line a file; exit status 1 if one differs. ``--steps 32`` leaves out
+accuracies beyond that many steps.
 """
 
 from __future__ import annotations
@@ -35,7 +39,7 @@ from sj_ext.ann2snn.observe import sites  # noqa: E402
 
 MEAN = np.array((0.4914, 0.4822, 0.4465), np.float32)
 STD = np.array((0.2470, 0.2435, 0.2616), np.float32)
-EXACT, POINTS = 1e-6, 0.6
+EXACT, POINTS, SPIKES = 1e-6, 0.6, 3
 
 
 class Network(nn.Module):
@@ -133,8 +137,8 @@ def _relu(name):
 
 
 def _percent(digits):
-    """``999`` is 99.9 and ``9999`` is 99.99."""
-    return float(digits[:2] + "." + (digits[2:] or "0"))
+    """``999`` is 99.9, ``9999`` is 99.99, and ``100`` is all."""
+    return 100.0 if digits == "100" else float(digits[:2] + "." + (digits[2:] or "0"))
 
 
 def _clip(recorded, make):
@@ -304,7 +308,9 @@ class Case:
         anew = self.stem.startswith("r04")
         exact = [int(k[8:]) for k in self.recorded if k.startswith("logits_T")]
         snn = None
-        dtype = torch.float64 if exact else torch.float32
+        keys = [f"logits_T{T}" for T in exact] or ["logits"]
+        double = all(self.recorded[key].dtype == np.float64 for key in keys)
+        dtype = torch.float64 if double else torch.float32
         for T in exact or [self.only]:
             if snn is None or anew:
                 snn = self.converted(T, dtype)
@@ -312,10 +318,21 @@ class Case:
             mean = self.run(snn, self.folder.test[:8].to(dtype), (T,))[T]
             key = f"logits_T{T}" if exact else "logits"
             off = np.abs(mean.numpy() - self.recorded[key]).max()
-            self.figures.append(f"logits T={T} {off:.1e}")
-            if self.recorded[key].dtype == np.float64 and not off < EXACT:
-                self.problems.append(f"logits at T={T} differ by {off:.2g}")
-        self.accuracy(anew, most, None if exact else snn)
+            limit = EXACT if double else EXACT + self.single_spikes(snn, T)
+            self.figures.append(f"logits T={T} {off:.1e}" + ("" if double else f" of {limit:.1e}"))
+            if not off < limit:
+                self.problems.append(
+                    f"logits at T={T} differ by {off:.2g}, the limit is {limit:.2g}"
+                )
+        self.accuracy(anew, most, None if double else snn)
+
+    @staticmethod
+    def single_spikes(snn, T):
+        """What SPIKES neurons of the last spiking layer change in a logit by one spike each."""
+        last = [m for m in snn.modules() if isinstance(m, (nn.Linear, nn.Conv2d))][-1]
+        weights = last.weight.detach().flatten(1).abs()
+        theta = float(list(sites(snn).values())[-1].threshold.max())
+        return theta / T * float(weights.topk(min(SPIKES, weights.shape[1])).values.sum(1).max())
 
     def values(self, snn):
         layers = sites(snn)
