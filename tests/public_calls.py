@@ -153,6 +153,10 @@ SIZES = {
 
 #: arguments of a call, by name; each entry is made anew for each call
 CALLS: dict[str, Callable[[], dict[str, Any]]] = {
+    "nir.export_to_nir": lambda: {
+        "model": nn.Sequential(nn.Linear(4, 3)),
+        "example_input": torch.rand(2, 4),
+    },
     "ExplicitState": lambda: {"model": snn(), "example_inputs": (x(),)},
     "materialize": lambda: {"model": snn(), "example_inputs": (x(),)},
     "no_weight_decay": lambda: {"model": snn()},

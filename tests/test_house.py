@@ -21,7 +21,7 @@ LAYERS = (
     ("functional",),
     ("neuron", "loss"),
     ("layer",),
-    ("analysis", "checkpoint", "explicit_state", "parameters", "swap"),
+    ("analysis", "checkpoint", "explicit_state", "nir", "parameters", "swap"),
     ("model", "memory", "pruning", "ann2snn", "search"),
     ("registration",),
     ("__init__",),

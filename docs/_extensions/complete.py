@@ -60,6 +60,7 @@ MODULES = (
     "sj_ext.model.trevsnn",
     "sj_ext.neuron",
     "sj_ext.neuron.published",
+    "sj_ext.nir",
     "sj_ext.pruning",
     "sj_ext.pruning.resources",
     "sj_ext.search",
