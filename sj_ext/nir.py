@@ -55,8 +55,8 @@ def export_to_nir(
             is subtracted; the metadata say ``reset``: ``'soft'``).
 
     Raises:
-        TypeError: ``model`` is not a module, ``example_input`` not a tensor, ``dt`` not a number, or
-            ``lossy`` not a collection of names.
+        TypeError: ``model`` is not a module, ``example_input`` no tensor, ``dt`` no number, or
+            ``lossy`` no collection of names.
         ValueError: a module has no counterpart in NIR, a loss is not in ``lossy``, or ``dt`` is not
             above 0.
         RuntimeError: NIRTorch is not installed.
