@@ -9,7 +9,10 @@ export KINETO_LOG_LEVEL := 99
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 SPHINX := $(PY) -W ignore -m sphinx -q -W --keep-going
 BUILD := docs/_build
-TRANSLATED := docs/index.md docs/install.md docs/start.md $(wildcard docs/tutorials/*.md)
+# the tutorials, and every page that has a catalogue
+CATALOGUE := docs/locale/zh_CN/LC_MESSAGES
+TRANSLATED := $(sort $(wildcard docs/tutorials/*.md) $(filter-out docs/sphinx.md,\
+	$(patsubst $(CATALOGUE)/%.po,docs/%.md,$(wildcard $(CATALOGUE)/*.po $(CATALOGUE)/*/*.po))))
 PYTEST := $(PY) -W ignore::DeprecationWarning -m pytest -q -rs -n $(JOBS) --dist loadfile $(COVERAGE)
 
 # all recordings of public programs, where somebody has them beside the repository

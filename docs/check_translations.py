@@ -34,9 +34,14 @@ MARKUP = re.compile(r"(?:\{[\w:]+\})?`[^`]+`|\]\([^)]+\)|\$[^$]+\$")
 
 
 def pages() -> list[str]:
-    """The pages that are translated, without suffix."""
-    names = ["index", "install", "start"]
-    names += [f"tutorials/{p.stem}" for p in (DOCS / "tutorials").glob("*.md")]
+    """The pages that are translated, without suffix.
+
+    The front pages and the tutorials always are; of the others, those that have a catalogue.
+    """
+    names = {"index", "install", "start"}
+    names |= {f"tutorials/{p.stem}" for p in (DOCS / "tutorials").glob("*.md")}
+    catalogues = (p.relative_to(CATALOGUES).with_suffix("") for p in CATALOGUES.rglob("*.po"))
+    names |= {p.as_posix() for p in catalogues if (DOCS / p).with_suffix(".md").exists()}
     return sorted(names)
 
 
