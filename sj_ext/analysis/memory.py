@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -63,10 +65,7 @@ def activation_memory(
 
     Nothing about the computation changes: the count reads the memory events of PyTorch's profiler,
     and works with ``torch.compile``, checkpointing and tensor subclasses. Work that ``fn`` hands
-    to Python threads of its own is not seen. (The first use in a process may print
-    ``gpuGetDeviceCount failed`` where PyTorch is a CUDA build and there is no driver; the line
-    comes from the profiler and means nothing. ``KINETO_LOG_LEVEL=99`` in the environment
-    silences it.)
+    to Python threads of its own is not seen.
 
     Args:
         fn: Called once, without arguments.
@@ -93,7 +92,9 @@ def activation_memory(
             "activation_memory cannot count while a profiler or another activation_memory runs"
         )
     _make_workspaces()
-    with profile(profile_memory=True) as profiler:
+    with contextlib.ExitStack() as running:
+        with _no_word_on_missing_gpus():
+            profiler = running.enter_context(profile(profile_memory=True))
         result = fn()
         with record_function(_RETURNED):
             gc.collect()
@@ -128,6 +129,7 @@ def plot_activation_memory(
     return ax
 
 
+_LOG_LEVEL = "KINETO_LOG_LEVEL"
 _RETURNED = "sj_ext.activation_memory.returned"
 
 
@@ -168,6 +170,19 @@ def _walk(events: Iterable[_ProfilerEvent]) -> Iterator[_ProfilerEvent]:
         event = stack.pop()
         stack.extend(event.children)
         yield event
+
+
+@contextlib.contextmanager
+def _no_word_on_missing_gpus() -> Iterator[None]:
+    """A CUDA build of PyTorch without a driver logs an error when its profiler first starts."""
+    if _LOG_LEVEL in os.environ:
+        yield
+        return
+    os.environ[_LOG_LEVEL] = "99"
+    try:
+        yield
+    finally:
+        del os.environ[_LOG_LEVEL]
 
 
 def _make_workspaces() -> None:

@@ -1,6 +1,7 @@
 """activation_memory against what is known, to the byte, about PyTorch's own operators."""
 
 import gc
+import os
 import sys
 import threading
 
@@ -12,7 +13,12 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from sj_ext.analysis import ActivationMemory, activation_memory, plot_activation_memory
+from sj_ext.analysis import (
+    ActivationMemory,
+    activation_memory,
+    memory,
+    plot_activation_memory,
+)
 
 
 def count(fn, **kwargs):
@@ -344,3 +350,20 @@ def test_plot_without_matplotlib_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(RuntimeError, match="pip install"):
         plot_activation_memory({"a": ActivationMemory(1, 2)})
+
+
+@pytest.mark.parametrize("before", [None, "3"])
+def test_the_profilers_log_level_is_that_of_the_user_but_while_it_starts(monkeypatch, before):
+    if before is None:
+        monkeypatch.delenv("KINETO_LOG_LEVEL", raising=False)
+    else:
+        monkeypatch.setenv("KINETO_LOG_LEVEL", before)
+    seen = []
+    start = memory.profile.__enter__
+    monkeypatch.setattr(memory.profile, "__enter__", lambda p: (seen.append(level()), start(p))[1])
+
+    def level():
+        return os.environ.get("KINETO_LOG_LEVEL")
+
+    assert activation_memory(level)[0] == before
+    assert seen == [before or "99"] and level() == before
