@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -46,10 +47,16 @@ def export_csr(model: nn.Module) -> dict[str, dict[str, Any]]:
             continue
         bias = None if module.bias is None else module.bias.detach().clone()
         entries[name] = {
-            "weight": weight.flatten(1).to_sparse_csr(),
+            "weight": _csr(weight.flatten(1)),
             "shape": tuple(weight.shape),
             "bias": bias,
         }
     if not entries:
         raise ValueError("model has no layer with zeros to export")
     return entries
+
+
+def _csr(matrix: torch.Tensor) -> torch.Tensor:
+    with warnings.catch_warnings():  # PyTorch says once in a process that they are new
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+        return matrix.to_sparse_csr()
