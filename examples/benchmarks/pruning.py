@@ -6,9 +6,13 @@ Three comparisons, each with both sides interleaved in this run:
   16, 32 x 32), while compressing and while fine-tuning;
 * finding and cutting the smallest of 10 million weights, over gathering, topk and kthvalue;
 * with ``--exact``, kept counts at six budgets on the full VGG-11 and SEW-ResNet-18 with the default
-  settings (weights are moved at random in place of training, which the pruner cannot tell).
+  settings (weights are moved at random in place of training, which the pruner cannot tell), and at
+  shares and absolute budgets on an MLP, a Spikformer and an LSTM;
+* with ``--shrink``, a forward pass of SEW-ResNet-18 (T = 4, batch 16, 32 x 32) over that of the
+  same network pruned to half of its energy by channels and shrunk.
 
-Usage: python examples/benchmarks/pruning.py [--short] [--exact] [--no-timing] [--repeats N]
+Usage: python examples/benchmarks/pruning.py [--short] [--exact] [--shrink] [--no-timing]
+       [--repeats N]
 With numba installed the selection is compiled; ``NUMBA_DISABLE_JIT=1`` shows what it is without.
 """
 
@@ -26,7 +30,8 @@ from spikingjelly.activation_based.model import sew_resnet, spiking_vgg
 from torch import nn
 
 from sj_ext import host
-from sj_ext.pruning import MinimaxPruner
+from sj_ext.model.transformer.spikformer import spikformer
+from sj_ext.pruning import GlobalMagnitudePruner, MinimaxPruner, density, shrink
 from sj_ext.pruning.selection import Ranking, zero_below_
 from sj_ext.pruning.selection.compiled import scanner
 
@@ -152,6 +157,93 @@ def selection(short: bool, repeats: int) -> None:
     )
 
 
+def small_networks(short: bool) -> dict[str, nn.Module]:
+    width = 64 if short else 512
+    former = spikformer(10, 4, depth=2, dim=width // 2, num_heads=8, patch_size=4)
+    return {
+        "MLP": nn.Sequential(
+            nn.Linear(784, width),
+            nn.ReLU(),
+            nn.Linear(width, width),
+            nn.ReLU(),
+            nn.Linear(width, 10),
+        ),
+        "Spikformer": former,
+        "LSTM": nn.ModuleDict({"lstm": nn.LSTM(128, width, 2), "head": nn.Linear(width, 10)}),
+    }
+
+
+def exact_amounts(short: bool, only: str) -> None:
+    """Counts at shares and at whole numbers of weights, moved at random for 20 steps."""
+    for budget in (0.25, 0.05, 0.01, 100_000, 12_345):
+        for name, net in small_networks(short).items():
+            if only not in name:
+                continue
+            pruner = MinimaxPruner(net, budget={"params": budget}, first=True, schedule=20)
+            total = sum(dense for dense, _ in pruner.layer_counts.values())
+            allowed = budget if budget > 1 else budget * total
+            while not pruner.finished:
+                with torch.no_grad():
+                    for parameter in net.parameters():
+                        parameter.add_(1e-3 * torch.randn_like(parameter))
+                pruner.step()
+            print(f"{name}: budget {budget}, kept {pruner.kept} of {total}, allowed {allowed:.1f}")
+            assert 0 <= min(allowed, total) - pruner.kept < 1
+            assert abs(density(net) * total - pruner.kept) < 0.5
+
+
+def shrunk(short: bool, repeats: int) -> None:
+    """Forward passes of a dense network and of its smaller copy, taken in turn."""
+    torch.manual_seed(0)
+    if short:
+        net = sew_resnet.SEWResNet(sew_resnet.BasicBlock, [1, 1, 1, 1], 10, cnf="ADD", **NEURON)
+    else:
+        net = sew_resnet.sew_resnet18(num_classes=10, cnf="ADD", **NEURON)
+    functional.set_step_mode(net, "m")
+    x = torch.rand(4, 2 if short else 16, 3, 32, 32)
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = 0.5
+        for _ in range(4):  # statistics with which the neurons fire in evaluation too
+            net(x)
+            functional.reset_net(net)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    pruner = GlobalMagnitudePruner(
+        net,
+        budget=0.5,
+        resource="energy",
+        granularity="channel",
+        example_input=x,
+        schedule=1,
+        first=True,
+    )
+    net(x).mean(0).square().mean().backward()
+    optimizer.step()
+    functional.reset_net(net)
+    pruner.step()
+    print(
+        f"SEW-ResNet-18: energy {pruner.resource:.4f} of the dense network's, {pruner.density:.4f} "
+        "of its weights kept"
+    )
+    small = shrink(net, x)
+    pair = (net.eval(), small.eval())
+
+    def forward(model: nn.Module) -> None:
+        with torch.no_grad():
+            model(x)
+        functional.reset_net(model)
+
+    for model in pair:
+        forward(model)
+    times = [[seconds(lambda m=model: forward(m)) for model in pair] for _ in range(repeats)]
+    ratio = statistics.median(after / before for before, after in times)
+    sizes = [sum(p.numel() for p in model.parameters()) for model in pair]
+    print(f"  dense   {sizes[0]} parameters, forward {spread([t for t, _ in times])} s")
+    print(f"  shrunk  {sizes[1]} parameters, forward {spread([t for _, t in times])} s")
+    print(f"  ratio, median of pairs: {ratio:.3f}")
+
+
 def exact(short: bool, only: str, budgets: list[float]) -> None:
     nets = {
         "spiking VGG-11": lambda: vgg(short),
@@ -194,6 +286,7 @@ def make_parser() -> Command:
     parser = Command(__doc__, short={"repeats": 3})
     add = parser.add_argument
     add("--exact", action="store_true", help="also count on the full networks")
+    add("--shrink", action="store_true", help="also time a shrunk network")
     add("--only", default="", help="networks of --exact whose name has this")
     add("--budgets", type=share, nargs="+", default=BUDGETS, help="shares of the weights")
     add("--no-timing", action="store_true", help="only --exact")
@@ -214,6 +307,9 @@ def main(argv: list[str] | None = None) -> None:
         selection(arguments.short, repeats)
     if arguments.exact:
         exact(arguments.short, arguments.only, arguments.budgets)
+        exact_amounts(arguments.short, arguments.only)
+    if arguments.shrink:
+        shrunk(arguments.short, repeats)
 
 
 if __name__ == "__main__":
