@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import sj_ext
 from sj_ext.neuron import TurnOnNode
+from sj_ext.pruning import MinimaxPruner
 
 ROOT = Path(sj_ext.__file__).parent
 
@@ -142,18 +144,21 @@ def test_no_file_is_longer_than_450_lines_without_a_reason_at_its_top():
     assert not wrong, wrong
 
 
-def deepest(call, until):
-    """Python frames of the package and the host from a public call down to the last one."""
-    found = []
+def frames_below(call):
+    """Of each Python function that a call runs: how many frames of package and host hold it.
+
+    The function itself counts, and so does the public one.
+    """
+    found = {}
 
     def trace(frame, event, argument):
-        if event == "call" and until(frame):
-            depth, at = 0, frame
+        if event == "call" and "sj_ext" in frame.f_code.co_filename:
+            name, depth, at = frame.f_code.co_name, 0, frame
             while at is not None:
                 where = at.f_code.co_filename
-                depth += "sj_ext" in where or "spikingjelly" in where
+                depth += str(ROOT) in where or "spikingjelly" in where
                 at = at.f_back
-            found.append(depth)
+            found[name] = max(depth, found.get(name, 0))
 
     before = sys.getprofile()
     sys.setprofile(trace)
@@ -161,11 +166,23 @@ def deepest(call, until):
         call()
     finally:
         sys.setprofile(before)
-    return max(found)
+    return found
 
 
 def test_from_the_turn_on_node_to_its_arithmetic_are_at_most_7_frames():
     node, x = TurnOnNode(step_mode="m"), torch.randn(3, 2, 4, requires_grad=True)
-    depth = deepest(lambda: node(x), lambda frame: frame.f_code.co_name == "_leaky_sum")
-    here = deepest(lambda: node.extra_repr(), lambda f: f.f_code.co_name == "extra_repr")
-    assert here <= 2 and depth <= 7
+    seen = frames_below(lambda: node(x))
+    assert seen["_leaky_sum"] <= 7, seen
+
+
+def test_in_a_step_of_the_pruner_no_function_is_deeper_than_7_frames():
+    net = nn.Sequential(nn.Linear(8, 40), nn.ReLU(), nn.Linear(40, 40), nn.Linear(40, 4))
+    optimizer = torch.optim.SGD(net.parameters(), 1e-3)
+    pruner = MinimaxPruner(net, budget=0.5, schedule=8, optimizer=optimizer, last=True)
+    while not pruner.finished:
+        net(torch.randn(4, 8)).square().mean().backward()
+        optimizer.step()
+        seen = frames_below(pruner.step)
+        assert not {name: n for name, n in seen.items() if n > 7 and not name.startswith("<")}
+        if pruner.steps_done == 1:  # the pass over the weights, and the zeros
+            assert "_scan_numpy" in seen and "zero_below_" in seen

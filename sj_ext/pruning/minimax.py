@@ -153,16 +153,14 @@ class MinimaxPruner(Pruner):
         super()._begin_stage()
         self._start: dict[str, Any] | None = None
 
-    def _stage_start(self) -> dict[str, Any]:
+    def _stage_start(self, values: Sequence[float], slopes: Sequence[float]) -> dict[str, Any]:
         """Resources at the start of the stage, and D; known when the resources are measured."""
-        values = self._account.values()
+        levels = self._stages.levels()
         spans = [
             max(0.0, value - level) / max(slope, 1e-12)
-            for value, level, slope in zip(
-                values, self._stages.levels(), self._slopes(None, 0), strict=True
-            )
+            for value, level, slope in zip(values, levels, slopes, strict=True)
         ]
-        return {"values": values, "span": min(1.0, max(spans))}
+        return {"values": list(values), "span": min(1.0, max(spans))}
 
     def _slopes(self, group: int | None, count: int) -> list[float]:
         r"""Per resource :math:`|\partial R / \partial \sigma|`; of all layers alike with None.
@@ -182,21 +180,28 @@ class MinimaxPruner(Pruner):
                 dense = res([layer.weights for layer in account.layers])
                 slopes.append((dense - account.values()[r]) * self._n[group] / count)
             else:
-                slopes.append(sum(res.slope(i, kept[i]) for i in account.where))
+                left = [kept[i] for i in account.where]
+                slopes.append(sum(map(res.slope, account.where, left)))
         return slopes
 
     def _compress(self) -> list[tuple[list[int], Cut]]:
         if not self._mean_square:
             self._mean_square = [self._dense_mean_square(g) for g in self._groups]
         if self._start is None:
-            self._start = self._stage_start()
+            self._start = self._stage_start(self._account.values(), self._slopes(None, 0))
         before = [math.ceil(s) for s in self._s]
         rankings: list[Ranking] = []
         moved: list[float] = []
         for g, pools in enumerate(self._groups):
-            order, s = self._move(g, pools, before[g])
+            slopes, n = self._slopes(g, before[g]), self._n[g]
+            order = Ranking(self.units.magnitudes(pools), *self._ranks(g, before[g], slopes))
+            magnitude = order.magnitude_at(before[g] + 1) if before[g] < n else math.inf
+            self._guess[g] = magnitude**2
+            moved.append(self._moved(g, self._guess[g], slopes))
+            if not order.knows(math.ceil(moved[g])):
+                low, high = sorted((before[g], math.ceil(moved[g])))
+                order = Ranking(order.tensors, low, min(n, high))
             rankings.append(order)
-            moved.append(s)
         levels, cut = self._stages.levels(), self._counts(rankings, moved)
         if self._account.met(cut, levels):
             moved = self._land(before, moved, levels)
@@ -211,13 +216,14 @@ class MinimaxPruner(Pruner):
         self._account.cut = self._counts(rankings, self._s)
         cuts = []
         for g, pools in enumerate(self._groups):
-            pressed = self._pressed_energy(rankings[g], g, before[g], after[g])
+            factors = self._factors(g)
+            pressed = self._pressed_energy(rankings[g], factors, before[g], after[g])
             place = rankings[g].cut(after[g])
             fewer = after[g] < before[g]
             old = rankings[g].cut(before[g]) if fewer else place
             self.units.zero(pools, place)
             if fewer:  # these come free, and keep what the proximal step left
-                self.units.scale(pools, place, old, self._factors(g))
+                self.units.scale(pools, place, old, factors)
             self._y[g] = max(
                 0.0, self._y[g] + self.rates.y * pressed / (self._n[g] * self._mean_square[g])
             )
@@ -237,31 +243,28 @@ class MinimaxPruner(Pruner):
                 gain = (value - level) / (start - level)
                 self._z[i] = max(0.0, self._z[i] + self.rates.z / steps * gain)
 
-    def _move(self, g: int, pools: list[int], before: int) -> tuple[Ranking, float]:
-        """The gradient step on one s, by at most four times the mean step of the stage."""
-        n, most = self._n[g], sum(self.units.most[i] for i in pools)
+    def _ranks(self, g: int, before: int, slopes: Sequence[float]) -> tuple[int, int]:
+        """Between which ranks the next s is looked for: around what the last step lets expect."""
+        guess = math.ceil(self._moved(g, self._guess[g], slopes))
+        slack = abs(guess - before) // 16 + 1
+        last = min(self._n[g], max(before + 1, guess + slack))
+        return max(0, min(before, guess - slack)), last
+
+    def _moved(self, g: int, next_square: float, slopes: Sequence[float]) -> float:
+        """The gradient step on one s, by at most four times the mean step of the stage.
+
+        Args:
+            g: the group.
+            next_square: of the smallest weight that is kept.
+            slopes: of the resources.
+        """
+        most = float(sum(self.units.most[i] for i in self._groups[g]))
         assert self._start is not None  # set when the stage began
         span, steps = self._start["span"], self._stages.current.compress_steps
-        pull = sum(z * slope for z, slope in zip(self._z, self._slopes(g, before), strict=True))
         rate, limit = self.rates.s * span / steps, 4 * span / steps
-
-        def moved(next_square: float) -> float:
-            change = rate * (pull - self._y[g] * next_square / self._mean_square[g])
-            return min(max(self._s[g] + n * min(max(change, -limit), limit), 0.0), float(most))
-
-        guess = math.ceil(moved(self._guess[g]))
-        slack = abs(guess - before) // 16 + 1
-        first = max(0, min(before, guess - slack))
-        last = min(n, max(before + 1, guess + slack))
-        magnitudes = self.units.magnitudes(pools)
-        order = Ranking(magnitudes, first, last)
-        magnitude = order.magnitude_at(before + 1) if before < n else math.inf
-        self._guess[g] = magnitude**2
-        s = moved(self._guess[g])
-        if not order.knows(math.ceil(s)):
-            low, high = sorted((before, math.ceil(s)))
-            order = Ranking(magnitudes, low, min(n, high))
-        return order, s
+        pull = sum(z * slope for z, slope in zip(self._z, slopes, strict=True))
+        change = rate * (pull - self._y[g] * next_square / self._mean_square[g])
+        return min(max(self._s[g] + self._n[g] * min(max(change, -limit), limit), 0.0), most)
 
     def _counts(self, rankings: Sequence[Ranking], s: Sequence[float]) -> list[int]:
         cut = [0] * len(self._account.cut)
@@ -314,21 +317,18 @@ class MinimaxPruner(Pruner):
         count = math.ceil(moved[0]) + math.ceil(short * self._n[0])
         return [min(count, sum(self.units.most))]
 
-    def _pressed_energy(self, order: Ranking, g: int, before: int, after: int) -> float:
-        """Squares of the ``after`` smallest, of which ``before`` have had the proximal step."""
-        factors = self._factors(g)
-        if after <= before:
-            return self._scaled_energy(order, after, factors)
-        return order.energy(after) - (
-            order.energy(before) - self._scaled_energy(order, before, factors)
-        )
-
     @staticmethod
-    def _scaled_energy(order: Ranking, count: int, factors: Sequence[float]) -> float:
+    def _pressed_energy(order: Ranking, factors: Sequence[float], before: int, after: int) -> float:
+        """Squares of the ``after`` smallest, of which ``before`` have had the proximal step."""
+        had = min(before, after)
         if len(set(factors)) == 1:
-            return factors[0] ** 2 * order.energy(count)
-        parts = order.energies(count)
-        return sum(f**2 * part for f, part in zip(factors, parts, strict=True))
+            scaled = factors[0] ** 2 * order.energy(had)
+        else:
+            parts = order.energies(had)
+            scaled = sum(f**2 * part for f, part in zip(factors, parts, strict=True))
+        if after <= before:
+            return scaled
+        return order.energy(after) - (order.energy(before) - scaled)
 
     def _factors(self, g: int) -> list[float]:
         """1 / (1 + 2 lr y) for each layer of the group."""

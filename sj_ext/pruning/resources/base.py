@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -117,7 +118,7 @@ class Resource:
 
     def total(self) -> float:
         """The dense network's cost."""
-        return sum(self.cost(layer, 1.0) for layer in self.layers)
+        return sum(map(self.cost, self.layers, itertools.repeat(1.0)))
 
     def amount(self) -> float:
         """The dense network's cost in absolute terms: per sample, in :attr:`unit`."""

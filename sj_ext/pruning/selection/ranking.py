@@ -163,13 +163,11 @@ class Ranking:
 
     def energies(self, count: int) -> list[float]:
         """The sum of the squares of the ``count`` smallest weights, for each tensor."""
-        part = self._partition(count)
-        square = part.magnitude**2
-        return [e + equal * square for e, equal in zip(part.energies, part.equal, strict=True)]
+        return self._partition(count).squares()
 
     def energy(self, count: int) -> float:
         """As :meth:`energies`, of all tensors together."""
-        return math.fsum(self.energies(count))
+        return math.fsum(self._partition(count).squares())
 
     def cut(self, count: int) -> Cut:
         """The place in the order below which exactly ``count`` weights lie."""
@@ -253,6 +251,11 @@ class _Partition(NamedTuple):
     equal: list[int]
     #: all equals are cut, and ``below`` has them
     all_equal: bool
+
+    def squares(self) -> list[float]:
+        """The sum of the squares, for each tensor."""
+        square = self.magnitude**2
+        return [e + equal * square for e, equal in zip(self.energies, self.equal, strict=True)]
 
 
 def _first(available: Sequence[int], count: int) -> list[int]:
