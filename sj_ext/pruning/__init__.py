@@ -8,9 +8,9 @@ from .baselines import (
     compress_then_finetune,
 )
 from .export import export_csr
+from .finished import density, hand_over, hold_masks, make_permanent
 from .importance import Importance, Magnitude, Taylor
 from .legacy import plain_state_dict
-from .masks import density, hand_over, hold_masks, make_permanent
 from .minimax import MinimaxPruner, Rates
 from .pruner import Pruner
 from .report import History

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .dependency import Graph
+from .atoms import Graph
 from .importance import Importance
 from .layers import TRANSPOSED, is_prunable
 from .masks import attach, mask_of, own_mask

@@ -108,6 +108,20 @@ def _is_predicate(entry: object) -> TypeGuard[Callable[[str, nn.Module], bool]]:
     return callable(entry) and not isinstance(entry, nn.Module)
 
 
+def _matches(entry: object, known: Mapping[str, Site]) -> set[str]:
+    """Names of the weights that an entry of ``layers`` means."""
+    if isinstance(entry, str):
+        hits = {name for name in known if fnmatchcase(name, entry)}
+        return hits | {name for name in known if name.startswith(f"{entry}.")}
+    if isinstance(entry, type):
+        return {name for name, site in known.items() if isinstance(site.module, entry)}
+    if _is_predicate(entry):
+        return {name for name, site in known.items() if entry(name, site.module)}
+    raise TypeError(
+        f"layers must hold names, types or predicates (name, module) -> bool, got {entry!r}"
+    )
+
+
 def choose(
     model: nn.Module,
     layers: Chooser | Iterable[Chooser] | None,
@@ -143,22 +157,14 @@ def choose(
         )
     else:
         entries = list(layers)
-    chosen, named = set(), set()
+    chosen: set[str] = set()
+    named: set[str] = set()
     for entry in entries:
+        if isinstance(entry, str) and entry in bare:
+            known[entry] = bare[entry]
+        hits = _matches(entry, known)
         if isinstance(entry, str):
-            if entry in bare:
-                known[entry] = bare[entry]
-            hits = {name for name in known if fnmatchcase(name, entry)}
-            hits |= {name for name in known if name.startswith(f"{entry}.")}
             named |= hits & {entry}
-        elif isinstance(entry, type):
-            hits = {name for name, site in known.items() if isinstance(site.module, entry)}
-        elif _is_predicate(entry):
-            hits = {name for name, site in known.items() if entry(name, site.module)}
-        else:
-            raise TypeError(
-                f"layers must hold names, types or predicates (name, module) -> bool, got {entry!r}"
-            )
         if not hits:
             raise ValueError(
                 f"layers: {entry!r} matches no linear or convolutional layer; there are "

@@ -1,4 +1,8 @@
-"""What all pruners share: arguments, stages, masks, resuming, and when a step counts."""
+"""What all pruners share: arguments, stages, masks, resuming, and when a step counts.
+
+One file, for its length is that of one class: what a user reads off a pruner are properties of the
+object that steps, and a page of the reference.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +18,18 @@ from torch.optim import Optimizer
 
 from .. import checks
 from ..arguments import checked
-from . import best, bits, masks, ranks, sharding
+from . import best, bits, masks, ranks, saved, sharding
 from .account import Account
+from .atoms import Graph
 from .budgets import Budget, Resources, limits
 from .channels import Channels
 from .counting import StepCounter
-from .dependency import Graph, trace
+from .dependency import trace
 from .glimpse import Glimpse
 from .importance import Importance, Magnitude
-from .layers import Chooser, choose
+from .layers import Chooser, Site, choose
 from .report import History, overview, plan_table
-from .resources import LatencyTable
+from .resources import LatencyTable, LayerInfo
 from .schedule import Schedule
 from .selection import Cut, NotFinite
 from .stages import Stages
@@ -113,8 +118,7 @@ class Pruner:
         self.resources = [target.resource for target in self._targets]
         last = granularity == "weight" if last is None else last
         chosen, known = choose(model, layers, first, last)
-        for name, site in chosen.items():
-            masks.check_unpruned(name, site.module, site.attribute)
+        self._check_unpruned(chosen)
         infos, shared = survey(chosen, known)
         self._layers = [info for info in infos if info.pruned]
         self._small = sum(info.weights for info in infos) <= 1 << 20
@@ -122,27 +126,10 @@ class Pruner:
         self._check_weights()
         # everything that can refuse the arguments comes before the model is changed
         self._example = example_input
-        if granularity == "channel":
-            for site in chosen.values():
-                if getattr(site.module, "bias", None) is not None:
-                    masks.check_unpruned(_name_of(model, site.module), site.module, "bias")
         self.units = self._make_units()
         self._example = None
         self._account = Account(infos, self.units, self._targets)
-        try:
-            for res in self.resources:
-                res.across_ranks = across_ranks
-                res.bind(model, infos)
-            for target in self._targets:
-                target.measure()
-            self.schedule = self._make_schedule(schedule)
-            self._floors_checked = all(res.ready for res in self.resources)
-            if self._floors_checked:
-                self._account.require_possible()
-        except Exception:
-            for res in self.resources:
-                res.close()
-            raise
+        self._bind(infos, schedule)
         for layer in self._layers:
             masks.attach(layer.module, layer.attribute)
         for site, owner in shared:
@@ -160,6 +147,23 @@ class Pruner:
         self.history = History(self._names)
         self._counter = StepCounter(self._layers, optimizer)
         self._begin_stage()
+
+    def _bind(self, infos: Sequence[LayerInfo], schedule: Schedule | int | None) -> None:
+        """Show the network to the resources, and make the schedule; or leave nothing behind."""
+        try:
+            for res in self.resources:
+                res.across_ranks = self.across_ranks
+                res.bind(self.model, infos)
+            for target in self._targets:
+                target.measure()
+            self.schedule = self._make_schedule(schedule)
+            self._floors_checked = all(res.ready for res in self.resources)
+            if self._floors_checked:
+                self._account.require_possible()
+        except Exception:
+            for res in self.resources:
+                res.close()
+            raise
 
     def _make_units(self) -> Weights:
         # the magnitude needs no copy of the weights
@@ -466,6 +470,12 @@ class Pruner:
 
     # ---- checks -------------------------------------------------------------------------------
 
+    def _check_unpruned(self, chosen: Mapping[str, Site]) -> None:
+        for name, site in chosen.items():
+            masks.check_unpruned(name, site.module, site.attribute)
+            if self.granularity == "channel" and getattr(site.module, "bias", None) is not None:
+                masks.check_unpruned(_name_of(self.model, site.module), site.module, "bias")
+
     def _check_weights(self) -> None:
         for layer in self._layers:
             # a sum is finite unless an element is not (or all are beyond any training)
@@ -544,7 +554,7 @@ class Pruner:
             "resources": [res.state_dict() for res in self.resources],
             "best": copy.deepcopy(self._best),
             "levels": [stage.level for stage in self.schedule.stages],
-            "masks": self._packed_masks(),
+            "masks": saved.packed_masks(self.model) if self._stages.closed else None,
             "history": self.history.state_dict(),
             "method": self._method_state(),
         }
@@ -562,21 +572,14 @@ class Pruner:
                 f"state must have format {FORMAT}, got {state.get('format')!r}: it is no state of "
                 "a pruner, or of another release"
             )
-        mine, other = self._identity(), dict(state["identity"])
-        other["layers"] = {plain_name(name): shape for name, shape in other["layers"].items()}
-        for key, value in mine.items():
-            if other[key] != value:
-                what = "another network" if key == "layers" else f"another {key}"
-                raise ValueError(
-                    f"the checkpoint is of {what}: it has {_difference(other[key], value)}"
-                )
+        saved.require_same(self._identity(), state["identity"])
         self.steps_done = state["steps_done"]
         if "levels" in state:
             self.schedule = self._stages.schedule = self.schedule.at(state["levels"])
         self._stages.load_state_dict(state)
         self._account.cut = list(state["cut"])
-        for res, saved in zip(self.resources, state["resources"], strict=True):
-            res.load_state_dict(saved)
+        for res, measured in zip(self.resources, state["resources"], strict=True):
+            res.load_state_dict(measured)
             res.freeze(self._stages.closed)
             if self.finished:
                 res.close()
@@ -586,36 +589,12 @@ class Pruner:
         self._best = copy.deepcopy(state["best"])
         self.history.load_state_dict(state["history"])
         self._load_method_state(state["method"])
-        self._load_masks(state.get("masks"))
-        self._counter.forget()
-
-    def _packed_masks(self) -> dict[str, torch.Tensor] | None:
-        if not self._stages.closed:
-            return None
-        return {
-            plain_name(f"{layer}.{name}"): bits.pack(mask.mask)
-            for layer, _, name, mask in masks.all_masks(self.model)
-        }
-
-    def _load_masks(self, packed: Mapping[str, torch.Tensor] | None) -> None:
         for _, _, _, mask in masks.all_masks(self.model):
             mask.open()
         self._verify_masks = self._stages.closed
-        if not self._stages.closed:
-            return
-        parameters = {
-            plain_name(f"{layer}.{name}"): (module, name)
-            for layer, module in self.model.named_modules()
-            for name, _ in module.named_parameters(recurse=False)
-        }
-        if packed is None:  # of 0.1: the zeros themselves
-            for layer, module, name, mask in masks.all_masks(self.model):
-                mask.load(masks.from_zeros(getattr(module, name), layer))
-            return
-        for full, entry in packed.items():
-            module, name = parameters[full]
-            mask = masks.mask_of(module, name) or masks.attach(module, name)
-            mask.load(bits.unpack(entry, getattr(module, name)))
+        if self._stages.closed:
+            saved.load_masks(self.model, state.get("masks"))
+        self._counter.forget()
 
     def _method_state(self) -> dict[str, Any]:
         return {}
@@ -626,16 +605,3 @@ class Pruner:
 
 def _name_of(model: nn.Module, wanted: nn.Module) -> str:
     return next((name for name, module in model.named_modules() if module is wanted), "?")
-
-
-def _difference(there: Any, here: Any) -> str:
-    """The first difference, in words: what the checkpoint has and what is here."""
-    if isinstance(there, Mapping) and isinstance(here, Mapping):
-        for key in [*there, *here]:
-            if there.get(key) != here.get(key):
-                return (
-                    f"{key!r}: {there.get(key, 'nothing')} where this pruner has "
-                    f"{here.get(key, 'nothing')}"
-                )
-        return f"the order {list(there)} where this pruner has {list(here)}"
-    return f"{there!r} where this pruner has {here!r}"

@@ -16,10 +16,12 @@ from torch.utils._pytree import tree_leaves
 
 from ..arguments import checked
 from ..observe import at_rest
+from .atoms import Graph
 from .channels import channels_first, producing
-from .dependency import Graph, trace
+from .dependency import trace
+from .finished import forget
 from .layers import is_prunable
-from .masks import all_masks, forget
+from .masks import all_masks
 from .resources.operations import run
 from .sharding import is_sharded
 from .wrappers import unwrapped

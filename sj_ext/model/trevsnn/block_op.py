@@ -178,12 +178,8 @@ class _SpikingBlock(torch.autograd.Function):
                 grad_d = share_d if grad_d is None else grad_d.add_(share_d)
                 del share_d
             del d, grad_q, point1, point2
-            grad_weight1, grad_gain1 = standardize_backward(
-                grad_point1, weight1, gain1, *standard[0]
-            )
-            grad_weight2, grad_gain2 = standardize_backward(
-                grad_point2, weight2, gain2, *standard[1]
-            )
+            of_point1 = standardize_backward(grad_point1, weight1, gain1, *standard[0])
+            of_point2 = standardize_backward(grad_point2, weight2, gain2, *standard[1])
             grad_x, grad_depth1, grad_depth_bias1 = _conv_backward(
                 grad_d,
                 unpack_bits(spikes, ctx.shape).to(dtype),
@@ -198,11 +194,9 @@ class _SpikingBlock(torch.autograd.Function):
             grad_x,
             grad_depth1.to(depth1.dtype),
             grad_depth_bias1.to(depth_bias1.dtype),
-            grad_weight1,
-            grad_gain1,
+            *of_point1,
             grad_bias1,
-            grad_weight2,
-            grad_gain2,
+            *of_point2,
             grad_bias2.to(bias2.dtype),
             grad_depth2.to(depth2.dtype),
             grad_depth_bias2.to(depth_bias1.dtype),

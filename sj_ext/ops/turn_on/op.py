@@ -209,15 +209,14 @@ def _backward_cuda(
     variant = Variant.of(grad_spike.dtype, columns, surrogate)
     blocks = variant.blocks(columns)
     scratch = {"dtype": torch.float32, "device": grad_x.device}
-    terms: Any = None
-    checkpoints: Any = None
-    if decay_learns:
-        terms = torch.empty(blocks if channels == 1 else columns, **scratch)
-    if surrogate:
-        checkpoints = torch.empty(((steps - 1) // SEGMENT, columns), **scratch)
+    partial = blocks if channels == 1 else columns
+    terms: Any = torch.empty(partial, **scratch) if decay_learns else None
+    sparse = ((steps - 1) // SEGMENT, columns)
+    checkpoints = torch.empty(sparse, **scratch) if surrogate else None
     # named, so that copies that alignment needs live until the kernel has been launched
     tensors = [_aligned(t) for t in (grad_spike, x_seq, v_init, grad_v_last, grad_v_seq)]
     grad_spike, x_seq, v_init, grad_v_last, grad_v_seq = tensors
+    outputs = grad_x, grad_v if v_init_learns else None, terms, checkpoints
     launch(
         variant,
         "turn_on_backward",
@@ -237,10 +236,7 @@ def _backward_cuda(
         columns,
         grad_v_last,
         grad_v_seq,
-        grad_x,
-        grad_v if v_init_learns else None,
-        terms,
-        checkpoints,
+        *outputs,
     )
     if decay_learns and channels == 1:
         torch.sum(terms, 0, keepdim=True, out=grad_decay)
