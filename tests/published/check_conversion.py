@@ -11,8 +11,8 @@ Compared: thresholds, initial potentials and gains to 1e-6; logits at the steps 
 but for single spikes: a sum in another order moves a potential by its rounding, and a neuron that
 stands so near to its threshold fires a step sooner or later. A spike of neuron j of the last
 spiking layer is worth theta |W_ij| / T in logit i, so the limit is that of SPIKES such neurons,
-those with the largest weights. A line a file; exit status 1 if one differs. ``--steps 32`` leaves out
-accuracies beyond that many steps.
+those with the largest weights. A line a file; exit status 1 if one differs. ``--steps 32`` leaves
+out accuracies beyond that many steps.
 """
 
 from __future__ import annotations
