@@ -301,7 +301,7 @@ def test_nesting_raises_and_leaves_the_outer_count_alone():
 
 
 def test_not_callable():
-    with pytest.raises(TypeError, match=r"fn must be a function.*got Tensor"):
+    with pytest.raises(TypeError, match=r"fn must be a function.*got a tensor"):
         activation_memory(torch.zeros(3))
 
 
