@@ -249,4 +249,6 @@ def _vector(name: str, value: Tensor | Sequence[float] | None) -> Tensor | None:
         return None
     if isinstance(value, Tensor):
         return value
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise TypeError(f"{name} must be a tensor or a sequence, got {value!r}")
     return torch.tensor(checks.numbers(name, value), dtype=torch.float32)
