@@ -132,7 +132,7 @@ def latency(snn: nn.Module) -> int:
     """
     if not isinstance(checks.module("snn", snn), fx.GraphModule):
         return 0
-    graph: fx.Graph = snn.graph
+    graph: Any = snn.graph
     steps: dict[fx.Node, int] = {}
     for node in graph.nodes:
         before = max((steps[source] for source in node.all_input_nodes), default=0)

@@ -280,7 +280,7 @@ class ScaledWSConv2d(host.layer.Conv2d):
         super()._load_from_state_dict(state_dict, prefix, *args)
         weight = state_dict.get(f"{prefix}weight")
         if not self.skip_zeros and isinstance(weight, torch.Tensor) and not weight.is_meta:
-            zeros = (weight.detach() == 0).sum()  # of a sharded weight, on all ranks
+            zeros: Any = (weight.detach() == 0).sum()  # of a sharded weight, on all ranks
             self.skip_zeros = bool(zeros.full_tensor() if hasattr(zeros, "placements") else zeros)
 
     def effective_weight(self) -> torch.Tensor:

@@ -95,7 +95,7 @@ def _unstandardised(model: nn.Module) -> Iterator[None]:
     Their statistics are over the channels that they read, which would hold these; but zeros are
     left out of them.
     """
-    layers = [module for module in model.modules() if isinstance(module, ScaledWSConv2d)]
+    layers: list[Any] = [m for m in model.modules() if isinstance(m, ScaledWSConv2d)]
     try:
         for layer in layers:
             vars(layer)["_conv_forward"] = partial(_scaled, layer)
@@ -290,7 +290,8 @@ class _Shadow(TorchDispatchMode):
             if len(found) != 1 or axes.index(found[0]) != len(axes) - 2:
                 continue
             rows = atoms.movedim((*axes,), tuple(range(len(axes))))
-            rows = rows[(..., *[0] * (out.dim() - len(axes)))].flatten(0, -2)
+            first: Any = (..., *[0] * (out.dim() - len(axes)))
+            rows = rows[first].flatten(0, -2)
             for row in rows:
                 self.atoms.join(row, row[:1])
             one = atoms.narrow(axes[-1], 0, 1).expand(out.shape).clone()

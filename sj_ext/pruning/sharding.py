@@ -94,7 +94,7 @@ def reshard(model: nn.Module) -> None:
     """Put the parameters that a forward pass has left whole back to their shards."""
     for module in model.modules():
         if hasattr(module, "reshard") and hasattr(module, "set_reshard_after_forward"):
-            module.reshard()
+            module.reshard()  # type: ignore[operator]  # a method, of FSDP2
 
 
 @contextlib.contextmanager
