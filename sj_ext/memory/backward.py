@@ -43,6 +43,13 @@ class SegmentBackward:
         self.needs, self.leaves, self.grads = needs, leaves, grads
         self.place = segment.norm_place if records.statistics is not None else None
         self.sums = GradientSums()
+        #: called once with every slice of the output, on the way
+        self.seen: Callable[[int, torch.Tensor], None] | None = None
+
+    @property
+    def shows_output_first(self) -> bool:
+        """Whether :meth:`look` comes by the output, so that it is there before the input is."""
+        return self.place is not None
 
     def look(self, part: int, g: torch.Tensor) -> None:
         """Count the gradient of a slice of the output in; nothing where there is no such norm."""
@@ -72,6 +79,7 @@ class SegmentBackward:
             x = self._input(part)
             with torch.enable_grad():
                 y = self.segment.again(x, 0, len(self.segment.steps), part, self.records)
+            self._show(part, y)
             return self._push(y, x, g, parameters)
         return self._through_norm(self.place, part, g, parameters)
 
@@ -114,14 +122,22 @@ class SegmentBackward:
             folded = step.fold(z)
             standardised = statistics.standardise(norm, folded)
             if place + 1 == len(segment.steps):
+                if first and self.seen is not None:
+                    self._show(part, step.unfold(statistics.normalise(norm, folded), z))
                 return standardised, step.fold(g)
             b = step.unfold(statistics.normalise(norm, folded), z)
         b.requires_grad_()
         with torch.enable_grad():
             y = segment.again(b, place + 1, len(segment.steps), part, self.records)
+        if first:
+            self._show(part, y)
         below = self._push(y, b, g, parameters=first)
         assert below is not None
         return standardised, step.fold(below)
+
+    def _show(self, part: int, y: torch.Tensor) -> None:
+        if self.seen is not None:
+            self.seen(part, y.detach())
 
     def _spikes_or_input(self, part: int) -> tuple[torch.Tensor, int]:
         """What to begin with where no gradient is asked for, and with which step."""

@@ -318,7 +318,7 @@ class _Step(contextlib.ExitStack):
         begun = self.routes.get(trunk.output)
         if begun is not None and begun.number_of(x) is not None:
             return begun if begun.is_open else None
-        blocks = blocks_of(trunk, functools.partial(segment_of, self.net))
+        blocks = blocks_of(trunk, functools.partial(segment_of, self.net), leads=self.slices > 1)
         segments = [segment for block in blocks for segment in block.segments]
         for segment in segments:
             segment.check_reset()
@@ -330,8 +330,8 @@ class _Step(contextlib.ExitStack):
         def module(name: str, value: torch.Tensor) -> torch.Tensor:
             return self._as_they_are(value, (name,))
 
-        def finish(value: torch.Tensor) -> torch.Tensor:
-            return run_trunk(TrunkForward(blocks, self.slices), value)
+        def finish(stream: list[torch.Tensor]) -> torch.Tensor:
+            return run_trunk(TrunkForward(blocks, self.slices), stream)
 
         self.routes[trunk.output] = Route(trunk, x, module, finish)
         return self.routes[trunk.output]

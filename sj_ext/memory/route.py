@@ -22,7 +22,7 @@ class Route:
         trunk: what is expected.
         x: the stream that goes in.
         module: from the name of a module and its input to its output.
-        finish: from ``x`` to the output of the trunk as one function.
+        finish: from ``x``, alone in a list, to the output of the trunk as one function.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class Route:
         trunk: Trunk,
         x: torch.Tensor,
         module: Callable[[str, torch.Tensor], torch.Tensor],
-        finish: Callable[[torch.Tensor], torch.Tensor],
+        finish: Callable[[list[torch.Tensor]], torch.Tensor],
     ):
         self.trunk, self.module, self.finish = trunk, module, finish
         self.known: dict[int, torch.Tensor] = {trunk.input: x}
@@ -61,10 +61,8 @@ class Route:
 
     def output(self) -> torch.Tensor:
         """The output of the trunk."""
-        x = self.known[self.trunk.input]
         self.is_open, self.is_done = False, True
-        self.known.clear()
-        return self.finish(x)
+        return self.finish([self.known.pop(self.trunk.input)])
 
     def value(self, number: int) -> torch.Tensor:
         """A value in between, by the modules as they are."""

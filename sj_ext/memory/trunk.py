@@ -90,14 +90,16 @@ class Block:
         return dataclasses.replace(self, records=records, kept=kept)
 
 
-def blocks_of(trunk: Trunk, segment_of: Callable[[Sequence[str]], Segment]) -> list[Block]:
-    """The blocks of a trunk, in which what only a transition reads is its lead."""
+def blocks_of(
+    trunk: Trunk, segment_of: Callable[[Sequence[str]], Segment], leads: bool
+) -> list[Block]:
+    """The blocks of a trunk, in which, with ``leads``, what only a transition reads is its lead."""
     blocks: list[Block] = []
     for names in trunk.blocks:
         main = [segment_of(own) for own in names.main]
         shortcut = None if names.shortcut is None else [segment_of(own) for own in names.shortcut]
         lead = None
-        if shortcut and blocks and _can_lead(blocks[-1]):
+        if leads and shortcut and blocks and _can_lead(blocks[-1]):
             lead = blocks.pop().main[0]
         blocks.append(Block(main, shortcut, lead))
     return blocks
@@ -139,6 +141,7 @@ class TrunkForward:
         self.blocks, self.slices = blocks, slices
         self.axis = blocks[0].main[0].batch_axis
         self.sizes: tuple[int, ...] = ()
+        self.device = torch.device("cpu")
 
     @property
     def modules(self) -> list[nn.Module]:
@@ -150,16 +153,16 @@ class TrunkForward:
         """Their parameters, each once."""
         return list(dict.fromkeys(p for m in self.modules for p in m.parameters()))
 
-    def run(self, x: torch.Tensor) -> torch.Tensor:
-        """The stream after the last block."""
-        self.sizes = tuple(slice_sizes(x.shape[self.axis], self.slices))
+    def run(self, source: list[torch.Tensor]) -> torch.Tensor:
+        """The stream after the last block; the one that goes in is taken out of its list."""
+        stream, own = source.pop(), False
+        self.sizes = tuple(slice_sizes(stream.shape[self.axis], self.slices))
         keep = plan(self.blocks)
-        stream, own = x, False
         for i, block in enumerate(self.blocks):
             block.keeps, block.dtype = i in keep, stream.dtype
             block.kept = stream if block.keeps else None
             stream, own = self._block(block, stream, own and i not in keep)
-        return stream.clone() if stream is x else stream
+        return stream
 
     def _block(self, block: Block, stream: torch.Tensor, own: bool) -> tuple[torch.Tensor, bool]:
         """The stream after a block, and whether it may be changed in place."""

@@ -18,9 +18,16 @@ from .trunk import Block, Part, TrunkForward, without_tensors
 __all__ = ["run_trunk"]
 
 
-def run_trunk(forward: TrunkForward, x: torch.Tensor) -> torch.Tensor:
-    """The output of a trunk, whose graph is one node that holds bits."""
-    out: torch.Tensor = _Trunk.apply(forward, x, *forward.parameters())
+def run_trunk(forward: TrunkForward, stream: list[torch.Tensor]) -> torch.Tensor:
+    """The output of a trunk, whose graph is one node that holds bits.
+
+    Args:
+        forward: its blocks.
+        stream: the stream that goes in, alone in a list, so that it can go once it was read.
+    """
+    x = stream[0] if stream[0].requires_grad else None  # autograd would hold it for the call
+    forward.device = stream[0].device
+    out: torch.Tensor = _Trunk.apply(forward, stream, x, *forward.parameters())
     for block in forward.blocks:
         for segment in block.segments:
             segment.spend()
@@ -30,12 +37,16 @@ def run_trunk(forward: TrunkForward, x: torch.Tensor) -> torch.Tensor:
 class _Trunk(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, forward: TrunkForward, x: torch.Tensor, *parameters: torch.Tensor
+        ctx: Any,
+        forward: TrunkForward,
+        stream: list[torch.Tensor],
+        x: torch.Tensor | None,
+        *parameters: torch.Tensor,
     ) -> torch.Tensor:
-        ctx.autocast = AutocastState(x.device.type)
+        ctx.autocast = AutocastState(forward.device.type)
         ctx.modules, ctx.parameters = forward.modules, parameters
         ctx.modes = [module.training for module in ctx.modules]
-        out = forward.run(x)
+        out = forward.run(stream)
         torch.clear_autocast_cache()  # casts made here know of no gradient
         tensors = [block.tensors() for block in forward.blocks]
         ctx.counts = [len(own) for own in tensors]
@@ -61,8 +72,8 @@ class _Trunk(torch.autograd.Function):
             del tensors[:own]
         with stand_ins.in_place(), ctx.autocast.again(), in_modes(ctx.modules, ctx.modes):
             undoing = _Undoing(blocks, ctx.sizes, ctx.axis, stand_ins.leaves, alone)
-            grad_x = undoing.run(grad, ctx.needs_input_grad[1])
-        return None, grad_x, *undoing.grads
+            grad_x = undoing.run(grad, ctx.needs_input_grad[2])
+        return None, None, grad_x, *undoing.grads
 
 
 def _let_go(ctx: Any) -> bool:
@@ -217,24 +228,37 @@ class _Undoing:
                 branch[number], records, source, needs or number > 0, self.leaves, self.grads
             )
             parts = (g if below is None else below).split(list(self.sizes), self.axis)
+            if rebuild and number + 1 == len(branch):
+                self._rebuild(own, number == 0)
             for part in self._parts:
                 own.look(part, parts[part])
             own.settle()
-            if rebuild and number + 1 == len(branch):
-                self._rebuild(own)
             if number == 0:
                 return own, below
             below = concatenated(_passing(own, parts), self.sizes, self.axis)
             assert below is not None  # it was asked for
         raise AssertionError("a branch has segments")
 
-    def _rebuild(self, last: SegmentBackward) -> None:
-        """Take the output of a branch off the stream."""
+    def _rebuild(self, last: SegmentBackward, reads: bool) -> None:
+        """Take the output of a branch off the stream, as it is come by or, if it must, at once.
+
+        Args:
+            last: the last segment of the branch.
+            reads: whether it also reads the stream.
+        """
         assert self.stream is not None
         if not self.owns_stream:
             self.stream, self.owns_stream = self.stream.clone(), True
-        for part, x in enumerate(self.stream.split(list(self.sizes), self.axis)):
-            x.sub_(last.output(part))
+        parts = self.stream.split(list(self.sizes), self.axis)
+
+        def take_off(part: int, y: torch.Tensor) -> None:
+            parts[part].sub_(y)
+
+        if reads and not last.shows_output_first:
+            for part in self._parts:
+                take_off(part, last.output(part))
+        else:
+            last.seen = take_off
 
     def _source(self, block: Block, place: int, segment: Segment, first: bool) -> Part:
         records, likes = block.records[place], block.likes[place]
