@@ -57,7 +57,7 @@ class Pending(torch.Tensor):
     def on(route: Route, number: int, unit: str) -> Pending:
         """A value of a trunk, which ``unit`` makes."""
         (x,) = route.known.values()
-        pending = Pending.of(x, (unit,), lambda _, __: route.value(vars(pending)["number"]))
+        pending = Pending.of(x, (unit,), lambda value, units: value)
         vars(pending).update(source=None, route=route, number=number)
         return pending
 
@@ -85,7 +85,10 @@ class Pending(torch.Tensor):
         if own["value"] is None:
             _check_untaken(own)
             with torch.set_grad_enabled(own["learns"]):  # who looks first may ask for no gradient
-                own["value"] = own["compute"](own["source"], own["units"])
+                if own["route"] is not None:
+                    own["value"] = own["route"].value(own["number"])
+                else:
+                    own["value"] = own["compute"](own["source"], own["units"])
         value: torch.Tensor = own["value"]
         return value
 

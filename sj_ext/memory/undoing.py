@@ -52,7 +52,7 @@ class _Trunk(torch.autograd.Function):
         ctx.counts = [len(own) for own in tensors]
         ctx.sizes, ctx.axis = forward.sizes, forward.axis
         ctx.blocks = without_tensors(forward.blocks)
-        forward.blocks = ctx.blocks  # what is on record is autograd's to free
+        forward.blocks[:] = ctx.blocks  # what is on record is autograd's to free
         ctx.save_for_backward(*parameters, *(tensor for own in tensors for tensor in own))
         return out
 
