@@ -56,7 +56,7 @@ lint: $(VENV)/installed
 	$(VENV)/bin/mypy
 
 # English with the tutorials executed, then Chinese with their stored output; then the catalogues'
-# templates, what of the translation is out of date, and the links of both.
+# templates, what of the translation is out of date, and the links and the search of both.
 docs: $(VENV)/installed
 	rm -rf $(BUILD)/executed $(BUILD)/html
 	$(SPHINX) -b html -d $(BUILD)/doctrees/en docs $(BUILD)/html
@@ -64,6 +64,7 @@ docs: $(VENV)/installed
 	$(SPHINX) -b gettext -d $(BUILD)/doctrees/gettext docs $(BUILD)/gettext $(TRANSLATED)
 	$(PY) docs/check_translations.py --strict
 	$(PY) docs/check_links.py $(BUILD)/html
+	$(PY) docs/check_search.py $(BUILD)/html
 
 # Bring the Chinese catalogues up to the English pages: new messages empty, changed ones fuzzy.
 catalogues: $(VENV)/installed

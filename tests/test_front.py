@@ -104,3 +104,8 @@ def test_plain_literals_lead_to_what_the_reference_describes(text, wanted):
 )
 def test_columns_of_numbers_are_told_from_words(column, wanted):
     assert extension("table_numbers").is_numeric(column) is wanted
+
+
+def test_the_citation_names_this_version():
+    version = (ROOT / "sj_ext" / "_version.py").read_text("utf-8").split('"')[-2]
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text("utf-8")
