@@ -12,8 +12,9 @@ all.
 
 The recipe is all that is applied: AdamW without decay of biases and norms, a warm-up and a cosine,
 flips and shifts of the images, gradients clipped, the cross-entropy of the mean over the steps, or
-of every step (``"loss": "tet"``). The programs of the papers mention flags that they never use,
-such as ``drop_path``; there are none here.
+of every step (``"loss": "tet"``). With ``"program"`` it is that of a paper's program, in what its
+flags really do (``transformer_recipe.py``, which needs timm): ``examples/configs/transformers/
+published`` has those that are published for CIFAR-10, for a GPU.
 
 ``--short`` trains two small networks for a moment on scikit-learn's digits, without a data folder.
 """
@@ -61,12 +62,16 @@ RECIPE = {
     "weight_decay": 0.01,
     #: share of the steps in which the rate rises
     "warmup": 0.1,
-    #: largest norm of the gradient
+    #: largest norm of the gradient; None for any
     "clip": 1.0,
     #: "mean" over the steps, or "tet": of every step
     "loss": "mean",
+    #: flags of a program, see transformer_recipe.py; in place of warm-up, flips, shifts and loss
+    "program": None,
+    #: deviations of the images' channels
+    "std": (0.2470, 0.2435, 0.2616),
 }
-MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+MEAN = (0.4914, 0.4822, 0.4465)
 Data = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -105,13 +110,18 @@ def make_parser() -> Command:
 def images(
     folder: Path | None, train: bool, limit: int | None = None, download: bool = False
 ) -> Data:
-    """Normalised images ``[N, 3, 32, 32]`` and labels, of digits where there is no folder."""
+    """Images ``[N, 3, 32, 32]`` as bytes and labels, of digits where there is no folder."""
     if folder is None:
         x, y = digits(32)[0 if train else 1][:limit]
-        return x.expand(-1, 3, -1, -1), y
-    pixels, y = cifar10(folder, train, limit, download)
-    mean, std = (torch.tensor(z).view(1, 3, 1, 1) for z in (MEAN, STD))
-    return (pixels / 255 - mean) / std, y
+        return (255 * x).byte().expand(-1, 3, -1, -1), y
+    return cifar10(folder, train, limit, download)
+
+
+def normalised(pixels: torch.Tensor, recipe: dict[str, Any]) -> torch.Tensor:
+    """Images from bytes, averaged down to the recipe's size."""
+    mean, std = (torch.tensor(z).view(1, 3, 1, 1) for z in (MEAN, recipe["std"]))
+    x, side = (pixels / 255 - mean) / std, recipe["pixels"]
+    return x if x.shape[-1] == side else adaptive_avg_pool2d(x, side)
 
 
 def read(path: Path, **changes: Any) -> dict[str, Any]:
@@ -145,38 +155,61 @@ def rate_at(step: int, steps: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - begin) / max(1, steps - begin)))
 
 
-def loss_of(name: str, y_seq: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    if name == "tet":
-        return tet_cross_entropy(y_seq, target)
-    return cross_entropy(y_seq.mean(0), target)
+class OwnRecipe:
+    """Batches, targets and learning rates of a recipe without a program."""
+
+    def __init__(self, recipe: dict[str, Any], optimizer: torch.optim.Optimizer, per_epoch: int):
+        self.recipe, self.epochs = recipe, recipe["epochs"]
+        rate = partial(rate_at, steps=self.epochs * per_epoch, warmup=recipe["warmup"])
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+
+    def begin(self, epoch: int) -> None:
+        """Nothing changes with an epoch."""
+
+    def batch(self, pixels: torch.Tensor, y: torch.Tensor) -> Data:
+        return augmented(normalised(pixels, self.recipe)), y
+
+    def loss(self, y_seq: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        if self.recipe["loss"] == "tet":
+            return tet_cross_entropy(y_seq, target)
+        return cross_entropy(y_seq.mean(0), target)
+
+    def stepped(self) -> None:
+        self.schedule.step()
+
+
+def way_of(recipe: dict[str, Any], optimizer: torch.optim.Optimizer, per_epoch: int) -> Any:
+    if recipe["program"] is None:
+        return OwnRecipe(recipe, optimizer, per_epoch)
+    from transformer_recipe import ProgramRecipe  # needs timm
+
+    return ProgramRecipe(recipe, optimizer, MEAN)
 
 
 def train(net: torch.nn.Module, recipe: dict[str, Any], data: Data, title: str) -> None:
     """Raises a RuntimeError where a gradient is not finite."""
-    x, y = data
-    place = next(net.parameters()).device
+    pixels, y = data
+    place, size = next(net.parameters()).device, recipe["batch_size"]
     groups = sj_ext.parameter_groups(net, recipe["weight_decay"], recipe["lr"])
     optimizer = torch.optim.AdamW(groups)
-    per_epoch = len(x) // recipe["batch_size"]
-    steps = recipe["epochs"] * per_epoch
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, partial(rate_at, steps=steps, warmup=recipe["warmup"])
-    )
+    per_epoch = len(pixels) // size
+    way = way_of(recipe, optimizer, per_epoch)
     net.train()
-    bar = tqdm(range(steps), title, leave=False, disable=None)
+    bar = tqdm(range(way.epochs * per_epoch), title, leave=False, disable=None)
     for step in bar:
         if step % per_epoch == 0:
-            order = torch.randperm(len(x))
-        batch = order[step % per_epoch * recipe["batch_size"] :][: recipe["batch_size"]]
+            way.begin(step // per_epoch)
+            order = torch.randperm(len(pixels))
+        batch = order[step % per_epoch * size :][:size]
+        x, target = way.batch(pixels[batch], y[batch])
         optimizer.zero_grad()
-        y_seq = net(augmented(x[batch]).to(place))
-        loss = loss_of(recipe["loss"], y_seq, y[batch].to(place))
+        loss = way.loss(net(x.to(place)), target.to(place))
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(net.parameters(), recipe["clip"])
+        norm = torch.nn.utils.clip_grad_norm_(net.parameters(), recipe["clip"] or math.inf)
         if not bool(norm.isfinite()):
             raise RuntimeError(f"{title}: the gradient of step {step} is not finite")
         optimizer.step()
-        schedule.step()
+        way.stepped()
         host.functional.reset_net(net)
         bar.set_postfix(loss=f"{float(loss.detach()):.3f}")
 
@@ -218,17 +251,12 @@ def run(
 ) -> dict[str, float]:
     """Build, train and measure one network."""
     recipe = config["recipe"]
-    side = recipe["pixels"]
-    train_set, test_set = (
-        (x if x.shape[-1] == side else adaptive_avg_pool2d(x, side), y)
-        for x, y in (train_set, test_set)
-    )
     net = build(config).to(place)
     train(net, recipe, train_set, title)
     return {
         "parameters": sum(p.numel() for p in net.parameters()),
-        "accuracy": accuracy(net, test_set),
-        **measured(net, train_set[0][: recipe["batch_size"]].to(place)),
+        "accuracy": accuracy(net, (normalised(test_set[0], recipe), test_set[1])),
+        **measured(net, normalised(train_set[0][: recipe["batch_size"]], recipe).to(place)),
     }
 
 
