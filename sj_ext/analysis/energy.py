@@ -1,10 +1,10 @@
 """Synaptic operations of a network on an input, and the energy that they stand for.
 
 A convolution or linear layer that reads spikes adds a weight for every spike and every output that
-the spike reaches: accumulations (AC). One that reads real values multiplies as well (MAC). The
-operations of a spiking layer therefore follow its input's firing rate. Counted exactly, spike by
-spike, so that borders and uneven firing make no error. A product of two activations, in an
-attention, adds where one of the two is spikes.
+the spike reaches (or subtracts it, for a spike of -1): accumulations (AC). One that reads real
+values multiplies as well (MAC). The operations of a spiking layer therefore follow its input's
+firing rate. Counted exactly, spike by spike, so that borders and uneven firing make no error. A
+product of two activations, in an attention, adds where one of the two is spikes.
 """
 
 from __future__ import annotations
@@ -185,20 +185,26 @@ def _operations(name: str, module: Any, x: Any, output: torch.Tensor) -> LayerOp
     dense = output.numel() * module.weight[0].numel()
     rate = float((x != 0).double().mean())
     kept = (module.weight != 0).double()
-    if bool(((x == 0) | (x == 1)).all()):
-        return LayerOperations(name, rate, dense, acs=additions(module, x, kept), macs=0)
+    if _of_spikes(x):
+        return LayerOperations(name, rate, dense, acs=additions(module, x.abs(), kept), macs=0)
     return LayerOperations(name, rate, dense, acs=0, macs=round(dense * float(kept.mean())))
 
 
 def _product(name: str, a: torch.Tensor, b: torch.Tensor) -> LayerOperations:
     """Additions where one matrix is spikes, each of one element of the other that is not 0."""
-    dense = a.shape[-2] * a.shape[-1] * b.shape[-1] * a[..., 0, 0].numel()
-    spikes = [z for z in (a, b) if bool(((z == 0) | (z == 1)).all())]
+    pairs = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2]).numel()
+    dense = a.shape[-2] * a.shape[-1] * b.shape[-1] * pairs
+    spikes = [z for z in (a, b) if _of_spikes(z)]
     rate = float(((spikes or [a])[0] != 0).double().mean())
     count = round(float(((a != 0).double() @ (b != 0).double()).sum()))
     return LayerOperations(
         name, rate, dense, acs=count if spikes else 0, macs=0 if spikes else count
     )
+
+
+def _of_spikes(x: torch.Tensor) -> bool:
+    """Whether nothing is to be multiplied: all is 0, or 1, or a signed spike's -1."""
+    return bool(((x == 0) | (x.abs() == 1)).all())
 
 
 def additions(module: Any, spikes: torch.Tensor, kept: torch.Tensor) -> int:

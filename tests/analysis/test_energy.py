@@ -145,6 +145,20 @@ def test_energy_is_told_per_sample_and_as_a_table():
         synaptic_operations(net, x, samples=0)
 
 
+def test_signed_spikes_add_and_subtract():
+    layer, spikes = nn.Linear(6, 4, bias=False).eval(), torch.randint(-1, 2, (5, 6)).float()
+    (counted,) = synaptic_operations(layer, spikes).layers
+    assert (counted.acs, counted.macs) == (4 * int((spikes != 0).sum()), 0)
+
+
+def test_a_weight_that_all_samples_share_counts_for_each():
+    product, weight = MatrixProduct(), torch.randn(2, 3, 4)
+    spikes = torch.randint(0, 2, (5, 2, 4, 6)).float()
+    (counted,) = synaptic_operations(_Pair(product, (weight, spikes)).eval(), spikes[0]).layers
+    assert counted.dense == 5 * 2 * 3 * 4 * 6
+    assert counted.acs == 3 * int(spikes.sum())
+
+
 def test_products_of_attentions_add_where_one_side_is_spikes():
     product = MatrixProduct()
     spikes = (torch.rand(2, 3, 4) < 0.5).float()

@@ -6,9 +6,11 @@ import pytest
 import torch
 from small_transformers import MODELS
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import sj_ext
 from sj_ext import host
+from sj_ext.analysis import synaptic_operations
 from sj_ext.model.transformer import published_names
 
 every_model = pytest.mark.parametrize("small", MODELS.values(), ids=MODELS)
@@ -71,6 +73,16 @@ def test_every_neuron_fires_and_every_parameter_learns(small):
     net(small.input(n=4)).square().sum().backward()
     gradients = {name: p.grad for name, p in net.named_parameters()}
     assert all(g is not None and bool(g.isfinite().all()) for g in gradients.values())
+
+
+@every_model
+def test_every_product_with_a_weight_or_between_activations_is_counted(small):
+    """Beside the layers, PyTorch itself says how often matrices are multiplied."""
+    net, x = small.net().eval().requires_grad_(False), small.input(n=1)
+    with FlopCounterMode(display=False) as flops:
+        net(x)
+    fresh(net)
+    assert synaptic_operations(net, x, samples=1).dense == flops.get_total_flops() / 2
 
 
 @every_model

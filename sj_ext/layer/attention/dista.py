@@ -19,6 +19,7 @@ from ... import checks, host
 from ...arguments import checked
 from ..conv_bn import ConvBN
 from ..spiking import NeuronFactory, lif, new_neuron
+from .matrix_product import MatrixProduct
 from .ssa import check_heads
 
 __all__ = ["DISTAttention", "WindowedConvBN"]
@@ -49,6 +50,7 @@ class WindowedConvBN(host.base.MemoryModule):
         for matrix in self.weight:
             nn.init.kaiming_uniform_(matrix, a=5**0.5)
         self.bn = host.layer.BatchNorm2d(channels)
+        self.product = MatrixProduct()
         self.register_memory("past", None)
 
     def single_step_forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -73,9 +75,8 @@ class WindowedConvBN(host.base.MemoryModule):
             return self.multi_step_forward(x)
         return self.single_step_forward(x)
 
-    @staticmethod
-    def _mapped(matrix: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return (matrix @ x.flatten(-2)).view_as(x)
+    def _mapped(self, matrix: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return self.product((matrix, x.flatten(-2))).view_as(x)
 
 
 @checked
@@ -120,6 +121,7 @@ class DISTAttention(nn.Module):
         self.scale = checks.number("scale", scale)
         self.q, self.k, self.v = (WindowedConvBN(dim, window) for _ in range(3))
         self.neuron_q, self.neuron_k, self.neuron_v = (new_neuron(neuron) for _ in range(3))
+        self.first, self.second = MatrixProduct(), MatrixProduct()
         self.neuron_attn = new_neuron(neuron, v_threshold)
         self.proj = ConvBN(dim, dim, bias=True)
         self.neuron_out = new_neuron(neuron)
@@ -131,10 +133,10 @@ class DISTAttention(nn.Module):
     def _product(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         shape = q.shape
         q, k, v = (z.flatten(-2).unflatten(-2, (self.num_heads, -1)) for z in (q, k, v))
-        attention = k.mT @ q  # whole numbers, [.., keys, queries]
+        attention = self.first((k.mT, q))  # whole numbers, [.., keys, queries]
         if self.denoise:
             attention = attention * (attention.detach() >= self.denoise)
-        return (v @ attention * self.scale).reshape(shape)
+        return (self.second((v, attention)) * self.scale).reshape(shape)
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}, denoise={self.denoise}"

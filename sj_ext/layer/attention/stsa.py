@@ -17,6 +17,7 @@ from torch import nn
 from ... import checks, host
 from ..conv_bn import ConvBN
 from ..spiking import NeuronFactory, new_neuron
+from .matrix_product import MatrixProduct
 from .ssa import check_heads
 
 __all__ = ["STSA", "TemporalProduct"]
@@ -53,6 +54,7 @@ class TemporalProduct(host.base.MemoryModule):
         rows = (2 * steps - 1) * (2 * height - 1) * (2 * width - 1)
         self.table = nn.Parameter(torch.empty(rows, num_heads))
         nn.init.trunc_normal_(self.table, std=0.02)
+        self.first, self.second = MatrixProduct(), MatrixProduct()
         self.register_memory("keys", None)
         self.register_memory("values", None)
 
@@ -81,8 +83,8 @@ class TemporalProduct(host.base.MemoryModule):
         queries = self._heads(q)
         total = torch.zeros_like(queries.mT)
         for lag, (k, v) in enumerate(zip(reversed(keys), reversed(values), strict=True)):
-            attention = queries.mT @ self._heads(k) + self.bias(lag)  # [N, heads, L, L]
-            total = total + attention @ self._heads(v).mT
+            attention = self.first((queries.mT, self._heads(k))) + self.bias(lag)
+            total = total + self.second((attention, self._heads(v).mT))
         return (self.scale * total).mT.reshape(q.shape)
 
     def bias(self, lag: int) -> torch.Tensor:

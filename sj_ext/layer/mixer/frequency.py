@@ -17,6 +17,7 @@ from torch import nn
 
 from ... import checks, host
 from ...neuron.neg_if import NegIFNode
+from ..attention.matrix_product import MatrixProduct
 from ..haar import haar_matrix
 from ..spiking import NeuronFactory, new_neuron
 
@@ -71,6 +72,7 @@ class FrequencyMixer(nn.Module):
         self.neuron_forward, self.neuron_inverse, self.neuron_columns = (
             NegIFNode(v_threshold, neg_v_threshold) for _ in range(3)
         )
+        self.transform, self.mix = MatrixProduct(), MatrixProduct()
         self.pool = host.layer.MaxPool2d(3, 1, 1) if checks.flag("events", events) else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -88,16 +90,17 @@ class FrequencyMixer(nn.Module):
         return self._in_space(self.pool(r))
 
     def _frequencies(self, z: torch.Tensor, haar: torch.Tensor) -> torch.Tensor:
-        rows = self.neuron_forward(z @ haar.mT)
-        return self.neuron_frequency(self.bn_forward(haar @ rows))
+        rows = self.neuron_forward(self.transform((z, haar.mT)))
+        return self.neuron_frequency(self.bn_forward(self.transform((haar, rows))))
 
     def _mixed(self, f: torch.Tensor) -> torch.Tensor:
         parts = f.unflatten(-3, (self.blocks, -1))
-        return torch.einsum("...bdhw,bdk->...bkhw", parts, self.weight).flatten(-4, -3)
+        mixed = self.mix((self.weight.mT, parts.flatten(-2)))
+        return mixed.unflatten(-1, f.shape[-2:]).flatten(-4, -3)
 
     def _inverse(self, g: torch.Tensor, haar: torch.Tensor) -> torch.Tensor:
-        columns = self.neuron_columns(self.neuron_inverse(g) @ haar)
-        return haar.mT @ columns
+        columns = self.neuron_columns(self.transform((self.neuron_inverse(g), haar)))
+        return self.transform((haar.mT, columns))
 
     def _in_space(self, z: torch.Tensor) -> torch.Tensor:
         parts = z.unflatten(-3, (self.blocks, -1))

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ... import checks, host
+from ..attention.matrix_product import MatrixProduct
 from ..haar import haar_matrix
 from ..spiking import NeuronFactory, new_neuron
 
@@ -61,6 +62,7 @@ class LinearMixer(nn.Module):
         self.inverse = checks.flag("inverse", inverse)
         self.alpha = nn.Parameter(torch.full((2,), 0.5)) if transform == "combo" else None
         self.bn = host.layer.BatchNorm2d(checks.integer("channels", channels, at_least=1))
+        self.product = MatrixProduct()
         self.neuron = new_neuron(spiking_neuron)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -79,11 +81,11 @@ class LinearMixer(nn.Module):
             function = torch.fft.ifftn if self.inverse else torch.fft.fftn
             return function(x, dim=axes, norm="ortho").real
         rows = haar_matrix(x.shape[-1]).to(x)
-        y = x @ (rows if self.inverse else rows.mT)
+        y = self.product((x, rows if self.inverse else rows.mT))
         if name == "wav1d":
             return y
         columns = haar_matrix(x.shape[-2]).to(x)
-        return (columns.mT if self.inverse else columns) @ y
+        return self.product((columns.mT if self.inverse else columns, y))
 
     def extra_repr(self) -> str:
         return f"transform={self.transform!r}, inverse={self.inverse}"

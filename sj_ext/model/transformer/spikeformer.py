@@ -18,6 +18,7 @@ from torch import nn
 
 from ... import checks, host
 from ...arguments import checked
+from ...layer.attention.matrix_product import MatrixProduct
 from ...layer.attention.space_time import SpaceTimeBlock
 from ...layer.spiking import NeuronFactory, lif
 from ...layer.stem_tokenizer import ConvTokenizer
@@ -117,12 +118,13 @@ class PoolingHead(nn.Module):
         checks.integer("num_classes", num_classes, at_least=1)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.pool = nn.Linear(dim, 1)
+        self.product = MatrixProduct()
         self.linear = nn.Linear(dim, num_classes)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         z = self.norm(z).transpose(0, 1).flatten(1, 2)  # [N, T L, C]
         weights = self.pool(z).softmax(1)
-        return self.linear((weights.mT @ z).squeeze(1)).unsqueeze(0)
+        return self.linear(self.product((weights.mT, z)).squeeze(1)).unsqueeze(0)
 
 
 @checked
