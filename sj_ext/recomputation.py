@@ -8,34 +8,31 @@ the potential that the whole forward pass has left, and give wrong gradients wit
 - when the function runs again, its neurons start from what was noted, and what they write is kept
   apart, so that their real state stays as it is.
 
-The record is found on the Python stack, in the frames of ``torch/utils/checkpoint.py`` (both of
-its kinds, and the wrappers of FSDP, which call it). A call that runs during a backward pass from a
-state that nobody has noted raises.
+:mod:`sj_ext.surroundings` finds the record. A call that runs during a backward pass from a state
+that nobody has noted raises.
+
+A compiled network runs no Python, so within a checkpoint its neurons run outside the graph, as they
+do without a compiler; its other layers stay compiled.
 """
 
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Iterator
-from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
-import torch.utils.checkpoint as torch_checkpoint
 
-__all__ = ["Recomputable", "may_run_again", "replaying", "state_of"]
+from . import surroundings
+from .surroundings import Notes, replaying
+
+__all__ = ["Recomputable", "may_run_again", "outside_the_graph", "replaying", "state_of"]
 
 #: stands for the module that the mixin is mixed into
 _Mixin: Any = object
 
 #: what a module holds besides its parameters and buffers: memories, and the potentials of all steps
 _STATE = ("_memories", "v_seq", "_cut")
-
-#: the name under which notes are kept at PyTorch's record of a checkpointed function
-_NOTES = "_sj_ext_notes"
-
-_replays = 0
 
 
 class _Noted(NamedTuple):
@@ -49,26 +46,12 @@ class _Noted(NamedTuple):
 def may_run_again() -> bool:
     """Whether a call may be, or belong to, a computation that autograd runs again; cheap."""
     if torch.compiler.is_compiling():
-        return False
+        return bool(surroundings.within_checkpoint)  # a compiler looks again at every call
     if torch._C._current_graph_task_id() != -1:  # within a backward pass
         return True
     if torch.is_grad_enabled():
         return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
     return not torch.is_inference_mode_enabled()
-
-
-@contextlib.contextmanager
-def replaying() -> Iterator[None]:
-    """Within this, calls during a backward pass start from the state that their caller has set.
-
-    For code of this package that computes something again and brings the states with it.
-    """
-    global _replays
-    _replays += 1
-    try:
-        yield
-    finally:
-        _replays -= 1
 
 
 class Recomputable(_Mixin):
@@ -80,24 +63,39 @@ class Recomputable(_Mixin):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self._cut is None and not may_run_again():
             return super().forward(*args, **kwargs)
+        if torch.compiler.is_compiling():
+            return outside_the_graph(self, "forward", *args, **kwargs)
         with state_of(self):
             return super().forward(*args, **kwargs)
 
     def reset(self) -> None:
-        if may_run_again():
+        if not may_run_again():
+            super().reset()
+        elif torch.compiler.is_compiling():
+            outside_the_graph(self, "reset")
+        else:
             with state_of(self, resetting=True):
                 super().reset()
-        else:
-            super().reset()
         self._cut = None
 
     def detach(self) -> None:
-        if may_run_again():
+        if not may_run_again():
+            super().detach()
+        elif torch.compiler.is_compiling():
+            outside_the_graph(self, "detach")
+        else:
             with state_of(self, resetting=True):
                 super().detach()
-        else:
-            super().detach()
         self._cut = None
+
+
+@torch.compiler.disable(
+    reason="a network with memories runs within torch.utils.checkpoint, and its neurons outside "
+    "the graph: leave fullgraph=True out"
+)
+def outside_the_graph(module: Any, method: str, *args: Any, **kwargs: Any) -> Any:
+    """Call a method of ``module`` as it is without a compiler."""
+    return getattr(module, method)(*args, **kwargs)
 
 
 @contextlib.contextmanager
@@ -113,15 +111,15 @@ def state_of(module: Any, resetting: bool = False) -> Iterator[None]:
             changed in place since; or it would carry a gradient across the border of a reentrant
             checkpoint, which cuts it.
     """
-    first, again, reentrant = _surroundings()
+    first, again, border = surroundings.find()
     if again is None:
         if not resetting:
-            _check_start(module, first, reentrant)
+            _check_start(module, first, border)
         for notes in first:
             notes.setdefault(id(module), _noted(module))
         yield
-        if reentrant and not resetting:
-            module._cut = id(first[0])
+        if border is not None and not resetting:
+            module._cut = id(border)
         return
     attributes: dict[str, Any] = vars(module)
     real = {name: attributes[name] for name in _STATE if name in attributes}
@@ -139,54 +137,17 @@ def state_of(module: Any, resetting: bool = False) -> Iterator[None]:
         attributes.update(real)
 
 
-def _surroundings() -> tuple[list[dict[Any, Any]], dict[Any, Any] | None, bool]:
-    """The notes of the checkpointed functions that run now: for the first time, and again.
-
-    From the inside out, up to the innermost one that runs again. The third tells whether the
-    innermost is a reentrant one on its first run.
-    """
-    first: list[dict[Any, Any]] = []
-    reentrant = False
-    frame: FrameType | None = sys._getframe(1)
-    names = vars(torch_checkpoint)
-    while frame is not None:
-        if frame.f_globals is names:
-            code, local = frame.f_code, frame.f_locals
-            if code.co_name == "unpack_hook" and "frame" in local:
-                return first, _notes(local["frame"]), reentrant
-            if code.co_name == "backward" and "ctx" in local:
-                return first, _notes(local["ctx"]), reentrant
-            if code.co_name == "forward" and "ctx" in local and "run_function" in local:
-                reentrant = reentrant or not first
-                first.append(_notes(local["ctx"]))
-            elif code.co_name == "checkpoint" and "gen" in local:
-                record = local["gen"].gi_frame.f_locals.get("new_frame")
-                if record is not None:
-                    # to stop early it raises, which the TorchScript of 0.0.0.0.14 takes for a fault
-                    record.early_stop = False
-                    first.append(_notes(record))
-        frame = frame.f_back
-    return first, None, reentrant
-
-
-def _notes(record: Any) -> dict[Any, Any]:
-    notes: dict[Any, Any] | None = getattr(record, _NOTES, None)
-    if notes is None:
-        notes = {}
-        setattr(record, _NOTES, notes)
-    return notes
-
-
-def _check_start(module: Any, first: list[dict[Any, Any]], reentrant: bool) -> None:
+def _check_start(module: Any, first: list[Notes], border: Notes | None) -> None:
     """Raise where a call that runs for the first time would lose a gradient or start wrongly."""
-    within = id(first[0]) if first else None
-    if module._cut not in (None, within) and (reentrant or torch.is_grad_enabled()):
+    within = None if border is None else id(border)
+    crosses = border is not None or torch.is_grad_enabled()
+    if module._cut not in (None, within) and crosses:
         _refuse_border(module)
-    if reentrant and id(module) not in first[0]:
+    if border is not None and id(module) not in border:
         tensors = [v for v in module._memories.values() if isinstance(v, torch.Tensor)]
         if any(value.requires_grad for value in tensors):
             _refuse_border(module)
-    if not first and not _replays and torch._C._current_graph_task_id() != -1:
+    if not first and not surroundings.replays() and torch._C._current_graph_task_id() != -1:
         _refuse_unknown(module)
 
 
@@ -200,7 +161,7 @@ def _noted(module: Any) -> dict[str, Any]:
     }
 
 
-def _as_noted(module: Any, notes: dict[Any, Any]) -> dict[str, Any]:
+def _as_noted(module: Any, notes: Notes) -> dict[str, Any]:
     """A state of its own for ``module``, from what was noted."""
     if id(module) not in notes:
         _refuse_unknown(module)

@@ -20,7 +20,15 @@ ROOT = Path(sj_ext.__file__).parent
 
 #: from the ground up: a module imports from its own line and from those above it
 LAYERS = (
-    ("_version", "arguments", "checks", "inference", "recomputation", "when_imported"),
+    (
+        "_version",
+        "arguments",
+        "checks",
+        "inference",
+        "recomputation",
+        "surroundings",
+        "when_imported",
+    ),
     ("host",),
     ("observe", "materialization"),
     ("ops", "surrogate"),

@@ -75,6 +75,7 @@ def test_swapping_with_an_example_input_fixes_the_sizes_at_once():
         lambda model: [p.register_hook(print) for p in model.parameters()],
         lambda model: torch.optim.Adagrad(model.parameters()),
         lambda model: model.to_empty(device="cpu"),
+        lambda model: model.share_memory(),
         lambda model: torch.nn.utils.parameters_to_vector(model.parameters()),
     ],
 )

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from ..recomputation import Recomputable, may_run_again, state_of
+from .. import checks
+from ..recomputation import Recomputable, may_run_again, outside_the_graph, state_of
 from .backend import BackendContract
 
 __all__ = ["PureNode", "States"]
@@ -58,9 +59,13 @@ class PureNode(Recomputable, BackendContract):
             self._memories[name] = value
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        checks.floating(f"the input of {type(self).__name__}", x)
         run = self.single_step_forward if self.step_mode == "s" else self.multi_step_forward
         if self._cut is None and not may_run_again():
             return run(x)
+        if torch.compiler.is_compiling():
+            spikes: torch.Tensor = outside_the_graph(self, "forward", x)
+            return spikes
         with state_of(self):
             return run(x)
 

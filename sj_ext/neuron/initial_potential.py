@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from .. import checks, host
-from ..recomputation import Recomputable, may_run_again, state_of
+from ..recomputation import Recomputable, may_run_again, outside_the_graph, state_of
 from .lazy import LazyParameter, LazyParametersInCheckpoints, is_lazy, made_for_training
 
 __all__ = ["OWN_KEYWORDS", "LearnableInitialPotential"]
@@ -146,12 +146,17 @@ class LearnableInitialPotential(LazyParametersInCheckpoints, Recomputable, host.
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The host neuron's own forward, started from :meth:`initial_potential` after a reset."""
         if self._cut is not None or may_run_again():
+            if torch.compiler.is_compiling():
+                spikes: torch.Tensor = outside_the_graph(self, "forward", x, *args, **kwargs)
+                return spikes
             with state_of(self):
                 return self._started(x, *args, **kwargs)
         return self._started(x, *args, **kwargs)
 
     def _started(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         checks.floating(f"the input of {type(self).__name__}", x)
+        if self.step_mode == "m" and not x.dim():
+            raise ValueError("the input must be [T, N, *] in step mode 'm', got shape []")
         self.check_backend(x)
         first = x if self.step_mode == "s" else _first_step(x)
         if not isinstance(self.v, torch.Tensor) and first is not None:
@@ -166,6 +171,7 @@ class LearnableInitialPotential(LazyParametersInCheckpoints, Recomputable, host.
 
         On 2.x also for a ``v`` of another shape than the input's, as the host has it there.
         """
+        checks.floating(f"the input of {type(self).__name__}", inputs[0])
         position = tuple(self._memories).index("v")
         x = inputs[0] if step_mode == "s" else _first_step(inputs[0])
         v = states[position]

@@ -30,6 +30,10 @@ class LazyParameter(UninitializedParameter):
 
     lazy_name: str = "theta"
 
+    def share_memory_(self) -> Any:
+        """There is nothing to share yet."""
+        raise RuntimeError(_no_size(self.lazy_name))
+
     @property
     def shape(self) -> Any:  # type: ignore[override]
         """There is none yet."""

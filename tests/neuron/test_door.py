@@ -4,6 +4,7 @@ import nodes
 import pytest
 import torch
 from contracts import run
+from small_transformers import MODELS
 from torch import nn
 
 import sj_ext
@@ -38,6 +39,37 @@ def test_integers_are_refused_by_name(contract, step_mode, dtype):
     x = torch.ones(SHAPE if step_mode == "m" else SHAPE[1:], dtype=dtype)
     with pytest.raises(TypeError, match=f"the input of .* floating-point dtype, got {dtype}"):
         node(x)
+
+
+def test_explicit_states_refuse_integers_too(contract):
+    node = contract.make(step_mode="m")
+    if not hasattr(node, "functional_forward"):
+        pytest.skip("the host's nodes of 0.0.0.0.14 have no functional forward")
+    states = tuple(node._memories.values())
+    with pytest.raises(TypeError, match="floating-point dtype, got torch.int32"):
+        node.functional_forward((torch.ones(SHAPE, dtype=torch.int32),), states)
+
+
+@pytest.mark.parametrize("step_mode", ["s", "m"])
+def test_what_is_no_tensor_and_a_sequence_without_an_axis_are_refused(contract, step_mode):
+    node = contract.make(step_mode=step_mode)
+    for value in (None, 1.0, [1.0, 2.0]):
+        with pytest.raises(TypeError, match="the input of .* must be a"):
+            node(value)
+    if step_mode == "m" and contract.potential:
+        with pytest.raises(ValueError, match=r"must be \[T, N, \*\] in step mode 'm'"):
+            node(torch.tensor(0.7))
+
+
+def test_models_refuse_integers_as_their_nodes_do():
+    frames, images = torch.ones(2, 2, 2, 16, 16), torch.ones(2, 3, 16, 16)
+    events = sj_ext.model.TRevSNN((4, 4, 4, 4), 5, 2, events=True)
+    static = sj_ext.model.TRevSNN((4, 4, 4, 4), 5, 2)
+    transformer = MODELS["spikformer"].build()
+    for net, x in ((events, frames), (static, images), (transformer, images)):
+        for dtype in (torch.uint8, torch.int64):
+            with pytest.raises(TypeError, match=f"x must be of a floating.*got {dtype}"):
+                net(x.to(dtype))
 
 
 def test_every_node_is_built_and_shown_on_the_meta_device(contract):

@@ -113,6 +113,23 @@ def test_a_reentrant_checkpoint_that_would_cut_a_gradient_is_refused(make):
         reentrant(node, x).sum().backward()
 
 
+@pytest.mark.parametrize("make", [IMPLIFNode, TurnOnNode])
+def test_a_checkpoint_within_a_reentrant_one_does_not_hide_the_border(make):
+    def both(f, x):
+        return checkpoint(lambda z: non_reentrant(f, z * 1), x, use_reentrant=True)
+
+    node, x = make(step_mode="s"), torch.randn(2, 3, 4)
+    both(node, x[0].clone().requires_grad_())
+    with pytest.raises(RuntimeError, match="use_reentrant=False"):
+        both(node, x[1].clone().requires_grad_())
+    functional.set_step_mode(node, "m")
+    results = []
+    for run in (both, plain):
+        functional.reset_net(node)
+        results.append(gradients(node, nn.Identity(), x, run))
+    assert_same(*results)
+
+
 def test_the_graph_may_be_run_backwards_twice():
     node, layer = TurnOnNode(step_mode="s"), nn.Linear(4, 4)
     x = torch.randn(5, 2, 4)

@@ -126,7 +126,7 @@ class RevSResNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits of every step."""
-        checks.tensor("x", x)
+        checks.floating("x", x)
         if x.dim() not in (4, 5) or x.shape[-3] != self.in_channels:
             raise ValueError(
                 f"x must have shape [N, C, H, W] or [T, N, C, H, W] with C = {self.in_channels}, "

@@ -97,6 +97,7 @@ class SpikingTransformer(nn.Module, host.base.StepModule):
         return f"T={self.T}, step_mode={self.step_mode}"
 
     def _check(self, x: torch.Tensor) -> None:
+        checks.floating("x", x)
         ranks = {"s": (4,), "m": (4, 5)}[self.step_mode]
         if x.dim() not in ranks or x.shape[-3] != self.in_channels:
             layout = "[N, C, H, W]" + (" or [T, N, C, H, W]" if self.step_mode == "m" else "")

@@ -227,6 +227,7 @@ class TRevSNN(nn.Module, host.base.MultiStepModule):
         return self.head(u / self.num_steps if self.events else u)
 
     def _check_input(self, x: torch.Tensor) -> None:
+        checks.floating("x", x)
         rank, stride = (5, 4) if self.events else (4, 16)
         names = "[T, N, C, H, W]" if self.events else "[N, C, H, W]"
         if x.dim() != rank or x.shape[-3] != self.in_channels:
