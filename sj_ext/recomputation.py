@@ -18,7 +18,7 @@ do without a compiler; its other layers stay compiled.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -89,13 +89,17 @@ class Recomputable(_Mixin):
         self._cut = None
 
 
-@torch.compiler.disable(
-    reason="a network with memories runs within torch.utils.checkpoint, and its neurons outside "
-    "the graph: leave fullgraph=True out"
-)
-def outside_the_graph(module: Any, method: str, *args: Any, **kwargs: Any) -> Any:
-    """Call a method of ``module`` as it is without a compiler."""
+def _called(module: Any, method: str, *args: Any, **kwargs: Any) -> Any:
+    """Call a method of ``module``."""
     return getattr(module, method)(*args, **kwargs)
+
+
+#: ``outside_the_graph(module, method, ...)`` calls a method as it is without a compiler
+outside_the_graph: Callable[..., Any] = torch.compiler.disable(
+    _called,
+    reason="a network with memories runs within torch.utils.checkpoint, and its neurons outside "
+    "the graph: leave fullgraph=True out",
+)
 
 
 @contextlib.contextmanager
