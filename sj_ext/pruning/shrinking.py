@@ -41,9 +41,9 @@ def shrink(model: nn.Module, example_input: Any, *, tolerance: float = 1e-5) -> 
     The data flow of ``example_input`` says what goes together: the outputs of layers that meet in a
     sum, their normalisations and learned potentials, and the inputs of the layers that read them. A
     channel goes where all that make it are silent, as a pruner with ``granularity='channel'``
-    leaves them. What the code of the network cannot do without, such as a width that it divides
-    into heads, stays. The result is run beside the masked network, in evaluation mode, and the
-    outputs are compared.
+    leaves them; of attention that is a head, and modules are told how many are left
+    (``num_heads``, ``heads``). What the code of the network cannot do without stays. The result is
+    run beside the masked network, in evaluation mode, and the outputs are compared.
 
     Args:
         model: a network with closed channel masks; it is not changed.
