@@ -3,6 +3,7 @@
 import pytest
 import torch
 from compact_nets import ATAN, Small, distance, events, sew_resnet18, step, twin, vgg11
+from small_transformers import MODELS
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
 
 from sj_ext.memory import compact
@@ -189,3 +190,9 @@ def test_a_strided_shortcut_and_a_still_image(slices):
     image = torch.rand(1, 4, 2, 8, 8, dtype=torch.float64).expand(4, -1, -1, -1, -1)
     assert_equal(Shortcut().double(), image, slices)
     assert_equal(Shortcut().double(), image.clone(), slices)
+
+
+def test_a_transformer_with_a_function_of_its_own_at_an_odd_size():
+    """Meta-SpikeFormer passes gradients by a silent attention in an autograd function."""
+    net = MODELS["meta_spikeformer"].net().double()
+    assert_equal(net, torch.rand(3, 3, 33, 33, dtype=torch.float64), 2)
