@@ -131,15 +131,19 @@ def run(seed: int, splits, space, sizes, arguments) -> dict:
     )
     costs: dict = {}
 
+    def ready(architecture) -> None:
+        """Statistics of all paths mixed are wrong for each: rates would be far off, and costs."""
+        net.activate(space, architecture)
+        net.recalibrate(train[0][:512].split(128))
+
     def synops(architecture) -> float:
         if architecture not in costs:
-            net.activate(space, architecture)
+            ready(architecture)
             costs[architecture] = search.cost.synops(net, sample)
         return costs[architecture]
 
     def value(architecture) -> float:
-        net.activate(space, architecture)
-        net.recalibrate(train[0][:512].split(128))
+        ready(architecture)
         return accuracy(net, choose)
 
     draws = [synops(space.sample(rng)) for _ in range(20)]
@@ -174,6 +178,7 @@ def run(seed: int, splits, space, sizes, arguments) -> dict:
         row[name] = {
             "genes": [gene for gene in architecture if gene != "pool"],
             "supernet": value(architecture),
+            "supernet_synops": synops(architecture),
             "accuracy": accuracy(built, test),
             "synops": search.cost.synops(built, sample),
             "parameters": search.cost.parameters(built),
@@ -282,8 +287,8 @@ def make_parser() -> Command:
     add("--size", type=count, default=12, help="pixels that the images are averaged down to")
     add("--width", type=count, default=8, help="channels of the first stage")
     add("--num-steps", type=count, default=4, help="T")
-    add("--epochs", type=count, default=6, help="of the supernet")
-    add("--retrain", type=count, default=6, help="epochs of each network from scratch")
+    add("--epochs", type=count, default=20, help="of the supernet")
+    add("--retrain", type=count, default=8, help="epochs of each network from scratch")
     add("--generations", type=whole, default=4, help="of evolution")
     add("--pool", type=count, default=10, help="architectures in a generation")
     add("--limit", type=positive, help="synaptic operations an image; else the median of random")
