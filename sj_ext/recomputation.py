@@ -18,10 +18,11 @@ do without a compiler; its other layers stay compiled.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
+from torch._compile import _disable_dynamo
 
 from . import surroundings
 from .surroundings import Notes, replaying
@@ -89,17 +90,14 @@ class Recomputable(_Mixin):
         self._cut = None
 
 
-def _called(module: Any, method: str, *args: Any, **kwargs: Any) -> Any:
-    """Call a method of ``module``."""
+@_disable_dynamo  # torch.compiler.disable, without importing the compiler beforehand
+def outside_the_graph(module: Any, method: str, *args: Any, **kwargs: Any) -> Any:
+    """Call a method of ``module`` as it is without a compiler.
+
+    A network with memories that runs within ``torch.utils.checkpoint`` is compiled without
+    ``fullgraph=True``: its neurons run outside the graph.
+    """
     return getattr(module, method)(*args, **kwargs)
-
-
-#: ``outside_the_graph(module, method, ...)`` calls a method as it is without a compiler
-outside_the_graph: Callable[..., Any] = torch.compiler.disable(
-    _called,
-    reason="a network with memories runs within torch.utils.checkpoint, and its neurons outside "
-    "the graph: leave fullgraph=True out",
-)
 
 
 @contextlib.contextmanager
