@@ -1,5 +1,6 @@
 """The ways out of Python: each makes a function of tensors from a module and example inputs."""
 
+import functools
 import io
 import warnings
 
@@ -31,6 +32,7 @@ def onnx(module, inputs):
     """ONNX by way of ``torch.export``, run by onnxruntime."""
     import onnxruntime
 
+    _one_registry()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(module, inputs, dynamo=True, verbose=False, optimize=False)
@@ -46,6 +48,14 @@ def onnx(module, inputs):
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     return run
+
+
+@functools.cache
+def _one_registry():
+    """Let PyTorch read the operators of ONNX once, which is half of the time of an export."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))
 
 
 WAYS = {"export": exported, "jit": traced, "onnx": onnx}
