@@ -109,7 +109,8 @@ def _check(name: str, value: Any, kinds: list[Kind]) -> None:
     if not kinds or any(fits(value) for fits, _ in kinds):
         return
     allowed = " or ".join(words for _, words in kinds)
-    if _is_nan(value) and any(fits(1.0) for fits, _ in kinds):
+    finite = _without_nan(value)
+    if finite is not value and any(fits(finite) for fits, _ in kinds):
         allowed = allowed.replace("a number", "a finite number")
         raise ValueError(f"{name} must be {allowed}, got {value}")
     raise TypeError(f"{name} must be {allowed}, got {checks.shown(value)}")
@@ -177,6 +178,13 @@ def _named(name: str, scope: Mapping[str, Any]) -> Any:
 
 def _is_nan(value: Any) -> bool:
     return isinstance(value, Real) and math.isnan(value)
+
+
+def _without_nan(value: Any) -> Any:
+    """A value, or sequence of values, of the same kind that holds no NaN; itself if it has none."""
+    if isinstance(value, list | tuple) and any(map(_is_nan, value)):
+        return [1.0 if _is_nan(one) else one for one in value]
+    return 1.0 if _is_nan(value) else value
 
 
 def _is_several(value: Any) -> bool:

@@ -121,8 +121,8 @@ def may_change(value):
         return True
     if isinstance(value, tuple):
         return any(may_change(item) for item in value)
-    origin = typing.get_origin(value)
-    return origin is None and not isinstance(value, CONSTANT) and value is not typing.Any
+    plain = typing.get_origin(value) is None and type(value).__module__ != "typing"
+    return plain and not isinstance(value, CONSTANT)
 
 
 def found():
