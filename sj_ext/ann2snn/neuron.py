@@ -110,8 +110,8 @@ class ConversionIFNode(host.FunctionalNode):
             ``'learn'`` for a parameter that starts from 1/2. For a learned one with a shape of its
             own, ``swap_neurons(net, {ConversionIFNode: with_learnable_imp(ConversionIFNode)})``.
         reset: ``'soft'`` subtracts the threshold, ``'hard'`` sets the potential to 0.
-        negative: ``None``; ``('leaky', slope)`` (:func:`leaky_step`); or ``('counted', eps)``
-            (:func:`counted_step`).
+        negative: ``None``; ``('leaky', slope)`` (:func:`leaky_step`); ``('counted', eps)``, or
+            ``'counted'`` (:func:`counted_step`).
         shift: constant current per step as a share of the threshold, a number or a tensor as for
             ``v_init``.
         step_mode: ``'s'`` or ``'m'``.
@@ -138,7 +138,7 @@ class ConversionIFNode(host.FunctionalNode):
         v_threshold: float = 1.0,
         v_init: float | str | torch.Tensor = 0.0,
         reset: str = "soft",
-        negative: tuple[str, float] | None = None,
+        negative: tuple[str, float] | str | None = None,
         shift: float | torch.Tensor = 0.0,
         step_mode: str = "s",
         *,

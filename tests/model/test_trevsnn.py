@@ -265,7 +265,8 @@ def test_bad_input_is_named():
 def test_configurations_take_what_the_api_names():
     for build in (trevsnn_tiny, trevsnn_small):
         names = list(inspect.signature(build).parameters)
-        assert names == ["num_classes", "num_steps", "kernel_size", "encode", "norm", "memory"]
+        first = ["num_classes", "num_steps", "kernel_size", "encode", "norm", "memory"]
+        assert names == [*first, "recompute"]
     assert model.trevsnn.trevsnn_tiny is trevsnn_tiny
 
 
