@@ -38,11 +38,13 @@ def test_published_configurations_are_those_of_the_programs(path):
     pixels = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
     for epoch in (0, way.epochs - 1):
         way.begin(epoch)
-        x, target = way.batch(pixels, torch.arange(8))
-        assert x.shape == pixels.shape and target.shape == (8, 10)
-        torch.testing.assert_close(target.sum(1), torch.ones(8))
-        mixed = (target > 0.02).sum(1) > 1
-        assert bool(mixed.any()) == (epoch == 0 or way.mixup_off is None)
+        mixed = False
+        for _ in range(20):  # a share of nearly 0 or 1 mixes nothing that is seen
+            x, target = way.batch(pixels, torch.arange(8))
+            assert x.shape == pixels.shape and target.shape == (8, 10)
+            torch.testing.assert_close(target.sum(1), torch.ones(8))
+            mixed |= bool(((target > 0.02).sum(1) > 1).any())
+        assert mixed == (epoch == 0 or way.mixup_off is None)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-5, rel=0.1)
 
 
