@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+import numpy as np
 import torch
 
 from .. import checks
@@ -31,18 +32,14 @@ def haar_matrix(size: int) -> torch.Tensor:
     """
     if checks.integer("size", size, at_least=1) & (size - 1):
         raise ValueError(f"size must be a power of two, got {size}")
-    return _matrix(size).clone()
+    return torch.from_numpy(_matrix(size).copy())
 
 
 @functools.cache
-def _matrix(size: int) -> torch.Tensor:
-    rows = torch.ones(1, 1, dtype=torch.float64)
+def _matrix(size: int) -> np.ndarray:
+    """In NumPy: a tensor that is kept would be fake, or meta, where the first caller was."""
+    rows = np.ones((1, 1))
     while len(rows) < size:
-        details = torch.eye(len(rows), dtype=torch.float64)
-        rows = torch.cat(
-            [
-                torch.kron(rows, torch.tensor([[1.0, 1.0]], dtype=torch.float64)),
-                torch.kron(details, torch.tensor([[1.0, -1.0]], dtype=torch.float64)),
-            ]
-        )
-    return (rows / rows.norm(dim=1, keepdim=True)).float()
+        sums, details = np.array([[1.0, 1.0]]), np.array([[1.0, -1.0]])
+        rows = np.concatenate((np.kron(rows, sums), np.kron(np.eye(len(rows)), details)))
+    return (rows / np.sqrt((rows * rows).sum(1, keepdims=True))).astype(np.float32)

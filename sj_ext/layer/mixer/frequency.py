@@ -78,7 +78,7 @@ class FrequencyMixer(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.shape[-1] != x.shape[-2]:
             raise ValueError(f"height and width of x must be equal, got {list(x.shape[-2:])}")
-        haar = haar_matrix(x.shape[-1]).to(x)
+        haar = haar_matrix(int(x.shape[-1])).to(x)
         z = self.neuron_in(x)
         if self.pool is not None:
             z = self.pool(z)

@@ -80,11 +80,11 @@ class LinearMixer(nn.Module):
             axes = (-1,) if name == "fft1d" else (-2, -1)
             function = torch.fft.ifftn if self.inverse else torch.fft.fftn
             return function(x, dim=axes, norm="ortho").real
-        rows = haar_matrix(x.shape[-1]).to(x)
+        rows = haar_matrix(int(x.shape[-1])).to(x)
         y = self.product((x, rows if self.inverse else rows.mT))
         if name == "wav1d":
             return y
-        columns = haar_matrix(x.shape[-2]).to(x)
+        columns = haar_matrix(int(x.shape[-2])).to(x)
         return self.product((columns.mT if self.inverse else columns, y))
 
     def extra_repr(self) -> str:
