@@ -147,7 +147,9 @@ def test_a_model_may_ask_on_its_own_behalf():
 
 
 def small():
-    return nn.Sequential(nn.Linear(4, 4), IMPLIFNode(imp_shape="layer"), nn.LayerNorm(4))
+    # a surrogate of its own: FSDP marks what it wraps, and the host's default is one for all nodes
+    node = IMPLIFNode(imp_shape="layer", surrogate_function=host.surrogate.Sigmoid())
+    return nn.Sequential(nn.Linear(4, 4), node, nn.LayerNorm(4))
 
 
 WRAPPERS = {
