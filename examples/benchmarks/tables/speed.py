@@ -55,7 +55,9 @@ def two_cells(short: bool, steps: int) -> tuple:
 
 
 def reversible_time(short: bool, steps: int = 8) -> float:
-    return reversible.time_ratios(*two_cells(short, steps), 5 if short else 9)[0]
+    ours, plain, x_seq = two_cells(short, steps)
+    ((processor, _),) = reversible.time_ratios([ours], plain, x_seq, 5 if short else 9)
+    return processor
 
 
 def reversible_held(short: bool, steps: int = 8) -> float:
