@@ -97,8 +97,29 @@ _SEQUENCE_BACKENDS: tuple[str, ...] = getattr(
 )
 
 
+class StartingNode(host.FunctionalNode):
+    """A node whose states at the beginning of a run are those of :meth:`started`."""
+
+    def started(self, x: torch.Tensor, states: host.States) -> host.States:
+        """The states to begin with, where a reset leaves scalars, for one step's input ``x``."""
+        raise NotImplementedError
+
+    def materialize_states(
+        self, inputs: tuple[torch.Tensor, ...], states: host.States, step_mode: str
+    ) -> host.States:
+        """States of a reset are replaced, on 2.x also those of another shape than the input's."""
+        if step_mode == "m" and not len(inputs[0]):
+            return states
+        x = inputs[0][0] if step_mode == "m" else inputs[0]
+        v = states[0]
+        restarts = isinstance(v, torch.Tensor) and host.RESTARTS_ON_NEW_SHAPE
+        if not isinstance(v, torch.Tensor) or (restarts and v.shape != x.shape):
+            states = self.started(x, states)
+        return super().materialize_states(inputs, states, step_mode)
+
+
 @checked
-class ConversionIFNode(host.FunctionalNode):
+class ConversionIFNode(StartingNode):
     r"""Integrate-and-fire neuron for networks converted from trained ones.
 
     Without negative spikes, sequences run on the host's own multi-step IF node and its kernels.
@@ -205,18 +226,9 @@ class ConversionIFNode(host.FunctionalNode):
                 f"shape {tuple(x.shape)} in one step; one value per neuron fixes the resolution"
             ) from error
 
-    def materialize_states(
-        self, inputs: tuple[torch.Tensor, ...], states: host.States, step_mode: str
-    ) -> host.States:
+    def started(self, x: torch.Tensor, states: host.States) -> host.States:
         """The initial potential in place of the scalar that a reset leaves."""
-        if step_mode == "m" and not len(inputs[0]):
-            return states
-        x = inputs[0][0] if step_mode == "m" else inputs[0]
-        v = states[0]
-        restarts = isinstance(v, torch.Tensor) and host.RESTARTS_ON_NEW_SHAPE
-        if not isinstance(v, torch.Tensor) or (restarts and v.shape != x.shape):
-            states = (self.initial_potential(x), *states[1:])
-        return super().materialize_states(inputs, states, step_mode)
+        return (self.initial_potential(x), *states[1:])
 
     def step(self, x: torch.Tensor, states: host.States) -> tuple[torch.Tensor, host.States]:
         """One step of ``x`` ``[N, *]``."""

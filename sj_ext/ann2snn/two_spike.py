@@ -14,12 +14,13 @@ from torch import fx, nn
 
 from .. import checks, host
 from ..arguments import checked
+from .neuron import StartingNode
 
 __all__ = ["TwoSpikeNode", "latency", "window_of"]
 
 
 @checked
-class TwoSpikeNode(host.FunctionalNode):
+class TwoSpikeNode(StartingNode):
     r"""Gathers its input for a window of ``T`` steps and sends it by two spikes in the next one.
 
     .. warning:: Experimental. The rule of the published neuron was not at hand: this is the
@@ -86,18 +87,9 @@ class TwoSpikeNode(host.FunctionalNode):
         self.register_memory("held", 0.0)
         self.register_memory("at", 0)
 
-    def materialize_states(
-        self, inputs: tuple[torch.Tensor, ...], states: host.States, step_mode: str
-    ) -> host.States:
+    def started(self, x: torch.Tensor, states: host.States) -> host.States:
         """The charge that a window begins with in place of the scalar that a reset leaves."""
-        if step_mode == "m" and not len(inputs[0]):
-            return states
-        x = inputs[0][0] if step_mode == "m" else inputs[0]
-        v = states[0]
-        restarts = isinstance(v, torch.Tensor) and host.RESTARTS_ON_NEW_SHAPE
-        if not isinstance(v, torch.Tensor) or (restarts and v.shape != x.shape):
-            states = (self._rest(x), torch.zeros_like(x), 0)
-        return super().materialize_states(inputs, states, step_mode)
+        return (self._rest(x), torch.zeros_like(x), 0)
 
     def step(self, x: torch.Tensor, states: host.States) -> tuple[torch.Tensor, host.States]:
         """One step of ``x`` ``[N, *]``."""
