@@ -2,32 +2,16 @@
 
 import pytest
 import torch
+from benchmarks.lib.flops import Flops
 from compact_nets import Membrane, images, sew_resnet18, smooth, window
 from spikingjelly.activation_based import functional
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from sj_ext.memory import compact
 
 
-class Operations(TorchDispatchMode):
-    """Operations of weights. FlopCounterMode refuses gradients taken in a backward pass."""
-
-    def __init__(self):
-        super().__init__()
-        self.total = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        formula = flop_registry.get(func._overloadpacket)
-        if formula is not None:
-            self.total += formula(*args, **(kwargs or {}), out_val=out)
-        return out
-
-
 def operations(net, x):
     functional.reset_net(net)
-    with Operations() as counted:
+    with Flops() as counted:
         net(x).sum().backward()
     return counted.total
 

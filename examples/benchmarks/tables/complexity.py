@@ -22,10 +22,9 @@ from functools import partial
 import numpy
 import torch
 from benchmarks.framework.record import doubling_axis, legend_below, markdown
+from benchmarks.lib.flops import Flops
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
-from torch.utils.flop_counter import flop_registry
 
 from sj_ext import host
 from sj_ext.analysis import activation_memory
@@ -162,21 +161,6 @@ def cells(size: str) -> list[dict]:
     columns = (1, 4) if size == "short" else (1, 4, 16)
     inference = [{"way": COLUMNS, "L": depths[-1], "T": t} for t in columns]
     return training + inference
-
-
-class Flops(TorchDispatchMode):
-    """Counts what runs inside. ``FlopCounterMode`` refuses gradients taken in a backward pass."""
-
-    def __init__(self):
-        super().__init__()
-        self.total = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        formula = flop_registry.get(func._overloadpacket)
-        if formula is not None:
-            self.total += formula(*args, **(kwargs or {}), out_val=out)
-        return out
 
 
 def measure(cell: dict, context) -> dict:
