@@ -5,6 +5,7 @@
 
 import os
 import random
+import sys
 import zlib
 
 import numpy
@@ -39,6 +40,14 @@ def seed(request):
     random.seed(value)
     print(f"seed {value} (SJ_EXT_SEED={RUN_SEED})")
     return value
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_compiled():
+    """PyTorch compiles one function a few times only, and tests share ``nn.Sequential.forward``."""
+    yield
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
 
 
 def pytest_ignore_collect(collection_path, config):

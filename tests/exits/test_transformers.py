@@ -94,7 +94,6 @@ def test_onnx(family):
 @pytest.mark.parametrize("family", ["sts", "spikingformer"])
 def test_compiled(family):
     net, _, x, y = network(family)
-    torch._dynamo.reset()
     assert_same(torch.compile(net, backend="eager", fullgraph=True)(x), y)
 
 

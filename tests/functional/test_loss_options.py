@@ -318,7 +318,6 @@ def test_autocast_rounds_nothing_but_the_logits(name, case):
 
 @pytest.mark.parametrize("name", ["sdt", "tet, mse", "lts"])
 def test_compiles_without_a_graph_break(name):
-    torch._dynamo.reset()
     function, options = in_case(name, "weights")
     options |= CASES["lengths"] | CASES["ignored"]
     y_seq, target = problem((3, 4, 5), (), "indices", True, torch.float32)

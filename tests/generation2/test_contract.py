@@ -35,7 +35,6 @@ def test_functional_forward_is_the_module_without_its_memory(contract, step_mode
 
 
 def test_compiled_into_one_graph_it_is_the_eager_one(contract):
-    torch._dynamo.reset()
     x_seq = sequence()
     node = ready(contract)
     eager = twin_of(node)

@@ -12,10 +12,8 @@ from sj_ext.neuron import IMPIFNode, IMPLIFNode, IMPParametricLIFNode, MultiLeve
 
 
 @pytest.fixture(autouse=True)
-def nothing_compiled_before():
-    """PyTorch compiles one function for so many nodes only, and a pruner of before may watch."""
+def no_pruner_of_before_watches():
     gc.collect()
-    torch._dynamo.reset()
 
 
 functional, layer, neuron = host.functional, host.layer, host.neuron
@@ -117,7 +115,6 @@ def test_machine_code_of_a_compiled_node_equals_the_eager_one():
 
 
 def check_compiled(node, step_mode, backend):
-    torch._dynamo.reset()
     functional.set_step_mode(node, step_mode)
     net = nn.Sequential(nn.Linear(5, 5), node)
     net(torch.rand(4, 3, 5))  # sizes exist

@@ -2,19 +2,11 @@
 
 import copy
 
-import pytest
 import torch
 from cells import conv_input, conv_levels, difference, linear_levels, loss_of, twin
 from torch import nn
 
 from sj_ext.layer import TemporalReversible
-
-
-@pytest.fixture(autouse=True)
-def fresh_compiler():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 def grads_of(net, x):

@@ -16,13 +16,6 @@ SHAPE = 2, 2, 3, 4
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-@pytest.fixture(autouse=True)
-def nothing_compiled():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
 def non_reentrant(f, x):
     return checkpoint(f, x, use_reentrant=False)
 

@@ -228,7 +228,6 @@ def test_deepcopy_after_reset_and_state_dict(step_mode):
 @pytest.mark.parametrize("decay_shape", ["layer", "channel"])
 @pytest.mark.parametrize("step_mode", ["s", "m"])
 def test_compiles_into_one_graph(step_mode, decay_shape):
-    torch._dynamo.reset()
     node = TurnOnNode(step_mode=step_mode, decay=[0.4, 0.5], decay_shape="channel")
     if decay_shape == "layer":
         node = TurnOnNode(step_mode=step_mode)

@@ -95,7 +95,6 @@ def test_the_last_potential_alone_has_gradients_too(reference):
 
 
 def test_compiles_into_one_graph_with_one_operator(reference):
-    torch._dynamo.reset()
     case = reference.random_case((5, 2, 3, 4), [0.3, 0.6, 0.9])
     names = []
 
