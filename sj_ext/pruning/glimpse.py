@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
@@ -23,17 +24,20 @@ class Glimpse:
     def __init__(self, model: nn.Module):
         self._model = weakref.ref(model)
         self._seen: Any = None
-        look = weakref.WeakMethod(self._look)
+        reference = weakref.ref(self)  # WeakMethod would break a compiled graph
 
         def hook(module: nn.Module, args: Any) -> None:
-            if (alive := look()) is not None:
-                alive(module, args)
+            if (alive := reference()) is not None:
+                alive._look(module, args)
 
         self._handle: Any = register_module_forward_pre_hook(hook)
         weakref.finalize(self, self._handle.remove)
 
     def _look(self, module: nn.Module, args: Any) -> None:
-        if module is self._model() and args and self._seen is None:
+        if torch.compiler.is_compiling():  # in a graph; what is around it has been here before
+            return
+        inside = getattr(module, "_orig_mod", module)
+        if inside is self._model() and args and self._seen is None:
             self._seen = args
             self._handle.remove()
 

@@ -79,6 +79,30 @@ def test_around_torch_compile(order):
         assert p.dim() == 1 or not p.grad[p == 0].any()
 
 
+@pytest.mark.parametrize("granularity", ["weight", "channel"])
+@pytest.mark.parametrize("resource", ["synops", "energy", "flops"])
+def test_a_compiled_network_is_measured_as_an_eager_one_is(resource, granularity):
+    start, x = mlp().state_dict(), torch.rand(16, 12)
+    cuts = []
+    for compiled in (False, True):
+        model = mlp()
+        model.load_state_dict(start)
+        options = {"budget": {resource: 0.4}, "first": True, "schedule": 6}
+        if resource == "flops":
+            options["example_input"] = x
+        pruner = MinimaxPruner(model, granularity=granularity, **options)
+        net = torch.compile(model, backend="aot_eager", fullgraph=True) if compiled else model
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(8):
+            optimizer.zero_grad()
+            net(x).square().sum().backward()
+            optimizer.step()
+            pruner.step()
+        assert pruner.finished
+        cuts.append((pruner.resource, pruner.kept))
+    assert cuts[0] == pytest.approx(cuts[1])
+
+
 def test_a_run_is_resumed_with_or_without_a_wrapper():
     options = {"budget": 0.2, "first": True, "schedule": 10}
     model = mlp()

@@ -29,6 +29,8 @@ def _in_backward() -> bool:
     Reversible training and checkpointing run layers again for their gradients, which is no
     operation of the network.
     """
+    if torch.compiler.is_compiling():
+        return False
     return torch._C._current_graph_task_id() != -1
 
 
@@ -61,11 +63,11 @@ class Synops(Linear):
         if self.example_input is not None:
             self._look_at_example(model)
         # one hook for all modules: none stays on the layers, in their copies or pickles
-        look = weakref.WeakMethod(self._after_forward)
+        reference = weakref.ref(self)  # WeakMethod would break a compiled graph
 
         def hook(*seen: Any) -> None:
-            if (alive := look()) is not None:
-                alive(*seen)
+            if (alive := reference()) is not None:
+                alive._after_forward(*seen)
 
         self._handle = register_module_forward_hook(hook, with_kwargs=True)
         weakref.finalize(self, self._handle.remove)
