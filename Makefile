@@ -66,9 +66,11 @@ docs: $(VENV)/installed
 	$(PY) docs/check_links.py $(BUILD)/html
 	$(PY) docs/check_search.py $(BUILD)/html
 
-# Bring the Chinese catalogues up to the English pages: new messages empty, changed ones fuzzy.
+# Bring the Chinese catalogues up to the English pages: other numbers put in, new messages empty,
+# changed ones fuzzy.
 catalogues: $(VENV)/installed
 	$(SPHINX) -b gettext -d $(BUILD)/doctrees/gettext docs $(BUILD)/gettext $(TRANSLATED)
+	$(PY) docs/carry_figures.py
 	$(VENV)/bin/sphinx-intl update -p $(BUILD)/gettext -d docs/locale -l zh_CN --line-width=-1
 
 # The picture and the measured lines of README and results, from the committed records.

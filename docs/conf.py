@@ -30,10 +30,12 @@ extensions = [
     "notebook_download",
     "survey_table",
     "table_numbers",
+    "wordless",
 ]
 source_suffix = {".md": "myst-nb"}
 # tables that other pages include
-exclude_patterns = ["_build", *(f"results/*-{size}.md" for size in ("short", "medium", "full"))]
+INCLUDED = ("short", "medium", "full", "table")
+exclude_patterns = ["_build", *(f"results/*-{kind}.md" for kind in INCLUDED)]
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 

@@ -1,9 +1,11 @@
 """The check that says what of the Chinese documentation is out of date, and the search of it."""
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
+from docutils import nodes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +19,10 @@ def module(path):
     return found
 
 
+sys.path.insert(0, str(DOCS))  # carry_figures imports its neighbour
 check = module(DOCS / "check_translations.py")
+figures = module(DOCS / "carry_figures.py")
+wordless = module(DOCS / "_extensions" / "wordless.py")
 search = module(DOCS / "_extensions" / "chinese_search.py")
 
 HEAD = 'msgid ""\nmsgstr ""\n"Content-Type: text/plain; charset=utf-8\\n"\n"Language: zh_CN\\n"\n\n'
@@ -134,3 +139,45 @@ def test_any_part_of_a_sentence_is_found(data):
 def test_latin_words_and_chinese_runs_are_apart():
     words = search.PairSearch({}).split("训练 swap_neurons，膜电位")
     assert words == ["swap_neurons", "训练", "膜电", "电位"]
+
+
+@pytest.mark.parametrize(
+    ("old", "translation", "new", "expected"),
+    [
+        ("in 752 s, on 2 cores", "2 核，752 秒", "in 1,020 s, on 4 cores", "4 核，1,020 秒"),
+        ("2 to 2", "2 到 2", "2 to 3", "2 到 3"),
+        ("2 of 2", "共 2 个中的 2 个，2", "2 of 3", None),  # which of the two is not known
+        ("3 seeds", "3 个种子，5 轮", "4 seeds", None),  # 5 is not in the English
+        ("3 seeds", "3 个种子", "4 runs", None),
+    ],
+)
+def test_other_numbers_are_put_into_a_translation(old, translation, new, expected):
+    assert figures.carry(old, translation, new) == expected
+
+
+def test_a_page_gets_its_new_numbers(page, monkeypatch):
+    entries = entry("took 3 s", "用时 3 秒"), entry("the rest", "其余")
+    assert page("took 4 s", *entries) != []
+    monkeypatch.setattr(figures, "CATALOGUES", check.CATALOGUES)
+    monkeypatch.setattr(figures, "TEMPLATES", check.TEMPLATES)
+    assert figures.carry_page("page") == 1
+    assert check.messages(check.CATALOGUES / "page.po")["took 4 s"] == ("用时 4 秒", False)
+    assert figures.carry_page("page") == 0
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ([nodes.Text("1.5e-07 ± 0.3%")], False),
+        (
+            [nodes.literal(text="swap_neurons"), nodes.Text(", "), nodes.literal(text="theta")],
+            False,
+        ),
+        ([nodes.literal(text="theta"), nodes.Text(" learns")], True),
+        ([nodes.strong(text="held")], True),
+        ([nodes.image(alt="Memory")], True),
+        ([nodes.Text("3 步")], True),
+    ],
+)
+def test_numbers_and_literals_alone_are_no_message(parts, words):
+    assert wordless.has_words(nodes.paragraph("", "", *parts)) is words
