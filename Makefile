@@ -58,7 +58,7 @@ lint: $(VENV)/installed
 # English with the tutorials executed, then Chinese with their stored output; then the catalogues'
 # templates, what of the translation is out of date, and the links and the search of both.
 docs: $(VENV)/installed
-	rm -rf $(BUILD)/executed $(BUILD)/html
+	rm -rf $(BUILD)/executed $(BUILD)/doctrees $(BUILD)/html docs/api/generated
 	$(SPHINX) -b html -d $(BUILD)/doctrees/en docs $(BUILD)/html
 	$(SPHINX) -b html -d $(BUILD)/doctrees/zh_CN -D language=zh_CN docs $(BUILD)/html/zh_CN
 	$(SPHINX) -b gettext -d $(BUILD)/doctrees/gettext docs $(BUILD)/gettext $(TRANSLATED)
@@ -103,4 +103,4 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) docs/_build dist build runs
+	rm -rf $(VENV) docs/_build docs/api/generated dist build runs

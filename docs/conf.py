@@ -8,10 +8,12 @@ from pathlib import Path
 
 warnings.filterwarnings("ignore", category=DeprecationWarning)
 
-import sj_ext  # noqa: E402
-
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "_extensions"))
+
+import complete  # noqa: E402
+
+import sj_ext  # noqa: E402
 
 project = "sj_ext"
 author = "The sj_ext authors"
@@ -22,6 +24,7 @@ extensions = [
     "complete",
     "myst_nb",
     "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "sphinx-mathjax-offline",
     "sphinx_copybutton",
@@ -32,7 +35,8 @@ extensions = [
     "table_numbers",
     "wordless",
 ]
-source_suffix = {".md": "myst-nb"}
+# the pages of the API, one a class, are written as reStructuredText: its suffix is the first
+source_suffix = {".rst": "restructuredtext", ".md": "myst-nb"}
 # tables that other pages include
 INCLUDED = ("short", "medium", "full", "table")
 exclude_patterns = ["_build", *(f"results/*-{kind}.md" for kind in INCLUDED)]
@@ -61,6 +65,14 @@ os.environ["IPYTHONDIR"] = str(profile.parent)
 logging.getLogger("traitlets").setLevel(logging.WARNING)
 # torch.jit of SpikingJelly 0.0.0.0.14 and profilers without a GPU have nothing to tell a reader
 os.environ["PYTHONWARNINGS"] = "ignore"
+
+# A page for every class and function that the tables of api/*.md list, and every module of alike
+# functions. Names that differ by case only are files that differ on every file system.
+autosummary_context = {"own_names": complete.own_names()}
+autosummary_filename_map = {
+    "sj_ext.ann2snn.report": "sj_ext.ann2snn.report-function",
+    "sj_ext.pruning.resource": "sj_ext.pruning.resource-function",
+}
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"

@@ -36,9 +36,6 @@ class ExplicitState(nn.Module):
     Shapes:
         Those of ``model``; each state as the neuron holds it, mostly ``[N, *]``.
 
-    Attributes:
-        state_names: of the tensors of the state, in order, such as ``'1.v'``.
-
     Raises:
         TypeError: ``model`` is not a module.
         ValueError: it holds no state after the example; a cell in it has levels or decays of its
@@ -71,7 +68,7 @@ class ExplicitState(nn.Module):
 
     @property
     def state_names(self) -> tuple[str, ...]:
-        """Names of the tensors of the state, in order."""
+        """Names of the tensors of the state, in order, such as ``'1.v'``."""
         return tuple(".".join(filter(None, place)) for place in self._places)
 
     def forward(self, *inputs_and_state: torch.Tensor) -> tuple[Any, ...]:

@@ -106,6 +106,26 @@ def test_columns_of_numbers_are_told_from_words(column, wanted):
     assert extension("table_numbers").is_numeric(column) is wanted
 
 
+def test_the_tables_of_the_reference_list_every_public_name_once():
+    homes = extension("complete").own_names()
+    listed, alone = [], set()
+    for page in sorted(ROOT.glob("docs/api/*.md")):
+        module = None
+        for line in page.read_text("utf-8").splitlines():
+            if found := re.fullmatch(r"\.\. automodule:: (\S+)", line):
+                module = found[1]
+            elif found := re.fullmatch(r"   ([A-Za-z][\w.]*)", line):
+                name = f"{module}.{found[1]}"
+                listed += [f"{name}.{own}" for own in homes[name]] if name in homes else [name]
+                alone |= {name} if name not in homes else set()
+    assert len(set(listed)) == len(listed)
+    public = {f"{module}.{name}" for module, names in homes.items() for name in names}
+    assert public - set(listed) == set()
+    beside = {"registration.Registration", "search.space.autost.candidate"}
+    beside |= {"search.strategy.crossed", "search.strategy.mutated"}
+    assert alone - public == {f"sj_ext.{name}" for name in beside}
+
+
 def test_the_citation_names_this_version():
     version = (ROOT / "sj_ext" / "_version.py").read_text("utf-8").split('"')[-2]
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text("utf-8")

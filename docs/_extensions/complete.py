@@ -105,6 +105,27 @@ def check(reference: set[str] | None = None) -> Iterator[str]:
                 yield f"{path}: is in no page of the reference"
 
 
+def own_names() -> dict[str, list[str]]:
+    """For each module the names that are described there, which is one place for every object.
+
+    Of the modules that have it, that is the outermost in whose folder it is defined, else the
+    outermost.
+    """
+    homes: dict[int, tuple[bool, int, str, str]] = {}
+    for place in MODULES:
+        module = importlib.import_module(place)
+        for name in module.__all__:
+            thing = getattr(module, name)
+            if callable(thing) and thing.__module__.startswith("sj_ext"):
+                outside = not f"{thing.__module__}.".startswith(f"{place}.")
+                here = (outside, place.count("."), place, name)
+                homes[id(thing)] = min(homes.get(id(thing), here), here)
+    names: dict[str, list[str]] = {place: [] for place in MODULES}
+    for *_, place, name in homes.values():
+        names[place].append(name)
+    return names
+
+
 def public_paths(thing) -> set[str]:
     """All names under which an object is public."""
     modules = [importlib.import_module(place) for place in MODULES]
