@@ -220,7 +220,7 @@ def markdown(rows: list[dict]) -> str:
             r = row[name]
             lines.append(
                 f"| {row['seed']} | {name} | {100 * r['accuracy']:.1f} | {r['synops'] / 1e6:.2f} | "
-                f"{r['parameters']:,} | {' '.join(r['genes'])} |"
+                f"{r['parameters']:,} | `{' '.join(r['genes'])}` |"
             )
     for name in ("found", "random") if len(rows) > 1 else ():
         cells = []

@@ -136,5 +136,5 @@ def table(rows: list[dict]) -> str:
     for row in rows:
         found = row["figures"]
         grow = f"{found['tolerance']:.0%}"
-        lines.append([row["cell"]["ratio"], found["value"], grow, found["commit"]])
+        lines.append([row["cell"]["ratio"], found["value"], grow, f"`{found['commit']}`"])
     return markdown(header, lines)
