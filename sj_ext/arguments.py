@@ -82,18 +82,17 @@ def renamed(**names: str) -> Callable[[F], F]:
 
 
 def _checked(function: Callable[..., Any], module: str) -> Callable[..., Any]:
-    signature = inspect.signature(function)
+    # read at the first call, so that importing the package reads no signature
+    signature: inspect.Signature | None = None
     kinds: dict[str, list[Kind]] = {}
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        if not kinds:
-            scope = vars(sys.modules[module])
-            kinds.update(
-                (name, [_kind(word, scope) for word in _words(parameter.annotation)])
-                for name, parameter in signature.parameters.items()
-                if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-            )
+        nonlocal signature
+        if signature is None:
+            found = inspect.signature(function)
+            kinds.update(_kinds(found, vars(sys.modules[module])))
+            signature = found
         try:
             given = signature.bind(*args, **kwargs).arguments
         except TypeError:
@@ -103,6 +102,15 @@ def _checked(function: Callable[..., Any], module: str) -> Callable[..., Any]:
         return function(*args, **kwargs)
 
     return call
+
+
+def _kinds(signature: inspect.Signature, scope: Mapping[str, Any]) -> dict[str, list[Kind]]:
+    """What each argument may be."""
+    return {
+        name: [_kind(word, scope) for word in _words(parameter.annotation)]
+        for name, parameter in signature.parameters.items()
+        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    }
 
 
 def _check(name: str, value: Any, kinds: list[Kind]) -> None:

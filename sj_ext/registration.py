@@ -17,10 +17,10 @@ __all__ = ["Registration", "register", "registered", "unregister"]
 HOST_ROOT = "spikingjelly.activation_based"
 
 #: our modules whose public names go into the host's module of the same name
-INTO = ("functional", "layer", "model", "neuron", "surrogate")
+INTO = ("functional", "layer", "neuron", "surrogate")
 
-#: the same for a module that the host loads only when it is asked for: so is ours
-INTO_WHEN_IMPORTED = ("ann2snn",)
+#: the same for modules that the host loads only when they are asked for: so are ours
+INTO_WHEN_IMPORTED = ("ann2snn", "model")
 
 #: our modules that go to the host as they are: it has none of that name
 WHOLE = ("analysis", "loss", "memory", "pruning", "search")

@@ -25,6 +25,7 @@ LAYERS = (
         "arguments",
         "checks",
         "inference",
+        "late",
         "recomputation",
         "surroundings",
         "when_imported",

@@ -174,18 +174,85 @@ print("clean")
 
 
 def test_import_stays_light():
-    """No plotting, imaging or GPU library is imported by importing the package."""
+    """No plotting, imaging or GPU library, and no part that only some need, nor what it needs."""
     code = """
-import sys
+import inspect, sys
 import spikingjelly.activation_based.neuron
-before = set(sys.modules)
+before, read = set(sys.modules), []
+look = inspect.signature
+inspect.signature = lambda f, **options: read.append(sys._getframe(1)) or look(f, **options)
 import sj_ext
-new = {name.partition(".")[0] for name in set(sys.modules) - before}
-print(sorted(new & {"matplotlib", "scipy", "sklearn", "torchvision", "timm", "cupy", "triton",
-                    "pandas", "tensorboard", "hypothesis"}))
+new = set(sys.modules) - before
+print(sorted({name.partition(".")[0] for name in new} & {
+    "matplotlib", "scipy", "sklearn", "torchvision", "timm", "cupy", "triton", "pandas",
+    "tensorboard", "hypothesis", "h5py", "numba", "optuna",
+}))
+late = ("analysis", "ann2snn", "memory", "model", "pruning", "search")
+print(sorted(name for name in new if name.startswith(tuple(f"sj_ext.{one}." for one in late))))
+print(sorted(new & {
+    "torch._dynamo", "torch.nn.utils.prune", "spikingjelly.activation_based.model",
+    "spikingjelly.activation_based.ann2snn", "spikingjelly.activation_based.distributed.vision",
+}))
+print(sum(frame.f_globals["__name__"] == "sj_ext.arguments" for frame in read))
 """
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True)
-    assert done.stdout.strip() == b"[]", done.stdout + done.stderr
+    assert done.stdout.split() == [b"[]", b"[]", b"[]", b"0"], done.stdout + done.stderr
+
+
+LATE = ("analysis", "memory", "model", "pruning", "search")
+
+
+@pytest.mark.parametrize("name", LATE)
+@pytest.mark.parametrize(
+    "ask",
+    [
+        "names = {one: getattr(package, one) for one in public}",
+        "assert set(public) <= set(dir(package)); names = vars(package)",
+        "names = {}; exec(f'from sj_ext.{name} import *', names)",
+        "names = {one: getattr(importlib.import_module(f'{host}.{name}'), one) for one in public}",
+    ],
+)
+def test_a_package_that_loads_late_has_its_names_whoever_asks_first(name, ask):
+    """By attribute, by listing, all at once, and in the host's namespace; in a fresh process."""
+    public = getattr(sj_ext, name).__all__
+    code = f"""
+import importlib, sys, sj_ext
+name, host, public = {name!r}, {HOST!r}, {public!r}
+package = getattr(sj_ext, name)
+assert f"sj_ext.{{name}}.public" not in sys.modules
+{ask}
+late = importlib.import_module(f"sj_ext.{{name}}.public")
+assert public == late.__all__ == package.__all__
+assert all(names[one] is getattr(late, one) for one in public)
+print("same")
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True)
+    assert done.stdout.strip() == b"same", done.stderr.decode()
+
+
+@pytest.mark.parametrize("name", LATE)
+def test_a_name_that_a_late_package_lacks_is_said_as_python_says_it(name):
+    with pytest.raises(AttributeError, match=f"'sj_ext.{name}' has no attribute 'nothing'"):
+        getattr(sj_ext, name).nothing
+    with pytest.raises(ImportError, match=f"cannot import name 'nothing' from 'sj_ext.{name}'"):
+        exec(f"from sj_ext.{name} import nothing")
+
+
+def test_threads_that_ask_a_late_package_first_together_all_get_the_name():
+    code = """
+import threading, sj_ext
+start, found = threading.Barrier(8), []
+def ask():
+    start.wait()
+    found.append(sj_ext.pruning.MinimaxPruner)
+threads = [threading.Thread(target=ask) for _ in range(8)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+assert found == [sj_ext.pruning.MinimaxPruner] * 8
+print("same")
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True)
+    assert done.stdout.strip() == b"same", done.stderr.decode()
 
 
 @pytest.mark.parametrize("version", ["0.0.0.0.12", "3.0.0", "0.0.0.0.4"])

@@ -15,7 +15,6 @@ from spikingjelly.activation_based import (
     base,
     functional,
     layer,
-    model,
     neuron,
     surrogate,
 )
@@ -52,7 +51,6 @@ __all__ = [
     "checked_arguments",
     "functional",
     "layer",
-    "model",
     "neuron",
     "structure_changed",
     "surrogate",

@@ -1,6 +1,10 @@
 """Training existing networks with little memory, and the same gradients."""
 
-from .compact import compact
-from .report import Compaction, SegmentRow
+from typing import TYPE_CHECKING
 
-__all__ = ["Compaction", "SegmentRow", "compact"]
+from ..late import late
+
+if TYPE_CHECKING:
+    from .public import *
+else:
+    __getattr__, __dir__ = late(__name__)

@@ -1,18 +1,10 @@
 """Models: T-RevSNN, RevSNN, spiking transformers."""
 
-from . import revsnn, transformer, trevsnn
-from .trevsnn import TRevSNN, trevsnn_dvs, trevsnn_small, trevsnn_tiny
-from .trevsnn.reparameterization import MapInput, map_inputs, reparameterize
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "MapInput",
-    "TRevSNN",
-    "map_inputs",
-    "reparameterize",
-    "revsnn",
-    "transformer",
-    "trevsnn",
-    "trevsnn_dvs",
-    "trevsnn_small",
-    "trevsnn_tiny",
-]
+from ..late import late
+
+if TYPE_CHECKING:
+    from .public import *
+else:
+    __getattr__, __dir__ = late(__name__)

@@ -5,41 +5,11 @@ your own builds it; a score, a supernet's accuracy and a cost say what it is wor
 through the space.
 """
 
-from . import cost, network, score, space
-from .objective import Constraint, spike_aware
-from .space import Architecture, Choice, Space, autosnn, autost, branchless, snasnet
-from .strategy import (
-    Evaluations,
-    Found,
-    evolution_as_published,
-    fittest,
-    optuna_search,
-    random_search,
-)
-from .superkernel import SuperKernel
-from .supernet import OneShot, Slot
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "Architecture",
-    "Choice",
-    "Constraint",
-    "Evaluations",
-    "Found",
-    "OneShot",
-    "Slot",
-    "Space",
-    "SuperKernel",
-    "autosnn",
-    "autost",
-    "branchless",
-    "cost",
-    "evolution_as_published",
-    "fittest",
-    "network",
-    "optuna_search",
-    "random_search",
-    "score",
-    "snasnet",
-    "space",
-    "spike_aware",
-]
+from ..late import late
+
+if TYPE_CHECKING:
+    from .public import *
+else:
+    __getattr__, __dir__ = late(__name__)
