@@ -47,8 +47,8 @@ class Target:
             self.share = min(1.0, self.amount / self.resource.amount())
 
 
-def limits(budget: Any, resource: Any, example_input: Any, latency_table: Any) -> list[Target]:
-    """One target per resource.
+def limits(budget: Any, resource: Any, arguments: Mapping[str, Any]) -> list[Target]:
+    """One target per resource; ``arguments`` are what those that are given by name may take.
 
     Raises:
         TypeError, ValueError: as :class:`~sj_ext.pruning.Pruner`.
@@ -61,10 +61,7 @@ def limits(budget: Any, resource: Any, example_input: Any, latency_table: Any) -
         raise ValueError(
             f"budget must have one number per resource, got {len(budgets)} for {len(resources)}"
         )
-    made = [
-        resource_by_name(which, example_input=example_input, latency_table=latency_table)
-        for which in resources
-    ]
+    made = [resource_by_name(which, **arguments) for which in resources]
     names = [res.name for res in made]
     if len(set(names)) != len(names):
         raise ValueError(f"resources must have different names, got {names}")

@@ -29,7 +29,7 @@ from .glimpse import Glimpse
 from .importance import Importance, Magnitude
 from .layers import Chooser, Site, choose
 from .report import History, overview, plan_table
-from .resources import LatencyTable, LayerInfo
+from .resources import LayerInfo
 from .schedule import Schedule
 from .selection import Cut, NotFinite
 from .stages import Stages
@@ -71,12 +71,13 @@ class Pruner:
         example_input: one batch, a tuple of several inputs or a mapping of named ones. ``'flops'``
             needs it, and amounts of ``'synops'`` and ``'energy'``, which it measures before any
             training.
-        latency_table: for ``'latency'``.
         writer: an object with ``add_scalar(tag, value, step)``, such as TensorBoard's.
         log_every: steps between two rows of :attr:`history`.
         across_ranks: in an initialised process group, measurements are averaged over all ranks,
             and every cut is compared with theirs. False where each rank trains a network of its
             own, or only one rank prunes.
+        **arguments: what resources that are given by name take besides: ``latency_table``, from
+            :func:`~sj_ext.pruning.measure_latency`, for ``'latency'``.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -99,10 +100,10 @@ class Pruner:
         importance: Importance | None = None,
         optimizer: Optimizer | None = None,
         example_input: Any = None,
-        latency_table: LatencyTable | None = None,
         writer: Any = None,
         log_every: int = 10,
         across_ranks: bool = True,
+        **arguments: Any,
     ):
         checks.module("model", model)
         checks.choice("granularity", granularity, ("weight", "channel"))
@@ -114,7 +115,7 @@ class Pruner:
         self.importance = Magnitude() if importance is None else importance
         if not isinstance(self.importance, Importance):
             raise TypeError(f"importance must be an Importance or None, got {importance!r}")
-        self._targets = limits(budget, resource, example_input, latency_table)
+        self._targets = limits(budget, resource, {"example_input": example_input, **arguments})
         self.resources = [target.resource for target in self._targets]
         last = granularity == "weight" if last is None else last
         chosen, known = choose(model, layers, first, last)

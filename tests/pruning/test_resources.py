@@ -8,7 +8,14 @@ from torch.utils.checkpoint import checkpoint
 
 from sj_ext import host
 from sj_ext.layer import TemporalReversible
-from sj_ext.pruning import LatencyTable, MinimaxPruner, Resource, measure_latency, resources
+from sj_ext.pruning import (
+    GlobalMagnitudePruner,
+    LatencyTable,
+    MinimaxPruner,
+    Resource,
+    measure_latency,
+    resources,
+)
 from sj_ext.pruning.layers import weight_layers
 from sj_ext.pruning.resources import LayerInfo, device_name, layer_positions
 
@@ -196,3 +203,26 @@ def test_a_users_own_resource_by_subclass():
     total = 480**2 + 1600**2 + 240**2
     assert res([480, 1600, 0]) == pytest.approx((480**2 + 1600**2) / total)
     assert res.slope(1, 800) == pytest.approx(2 * 1600**2 * 0.5 / total)
+
+
+def test_a_built_in_resource_takes_an_argument_through_every_pruner_by_one_entry(monkeypatch):
+    class Scaled(resources.Resource):
+        name = "scaled"
+        arguments = ("factor",)
+
+        def __init__(self, factor=None):
+            super().__init__()
+            self.factor = factor
+
+        def cost(self, layer, share):
+            return self.factor * layer.weights * share
+
+    monkeypatch.setitem(resources.BUILT_IN, "scaled", Scaled)
+    for make in (MinimaxPruner, GlobalMagnitudePruner):
+        model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 4))
+        budget = {"params": 0.5, "scaled": 0.6}
+        pruner = make(model, budget=budget, schedule=8, factor=3, first=True, last=True)
+        assert [type(each) for each in pruner.resources] == [resources.base.Params, Scaled]
+        assert pruner.resources[1].factor == 3
+        with pytest.raises(TypeError, match="unexpected keyword argument 'factr'.*'factor'"):
+            make(model, budget=0.5, factr=3)

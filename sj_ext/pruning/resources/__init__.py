@@ -15,10 +15,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from .base import LayerInfo, Resource, params
-from .latency import LatencyTable, device_name, latency, measure_latency
-from .measured import energy, synops
-from .operations import flops, layer_positions
+from .base import LayerInfo, Params, Resource, params
+from .latency import Latency, LatencyTable, device_name, latency, measure_latency
+from .measured import Energy, Synops, energy, synops
+from .operations import Flops, flops, layer_positions
 
 __all__ = [
     "LatencyTable",
@@ -36,49 +36,35 @@ __all__ = [
 ]
 
 
-def resource(
-    which: str | Resource,
-    *,
-    example_input: Any = None,
-    latency_table: LatencyTable | None = None,
-) -> Resource:
+#: the resources that are known by name
+BUILT_IN: dict[str, type[Resource]] = {
+    kind.name: kind for kind in (Params, Flops, Synops, Latency, Energy)
+}
+
+
+def resource(which: str | Resource, **arguments: Any) -> Resource:
     """A resource by name: ``'params'``, ``'flops'``, ``'synops'``, ``'latency'``, ``'energy'``.
 
     Args:
         which: the name, or a :class:`Resource`, which comes back as it is.
-        example_input: one batch as the network takes it: needed by ``'flops'``, and by absolute
-            budgets of ``'synops'`` and ``'energy'``.
-        latency_table: for ``'latency'``, from :func:`measure_latency`.
+        **arguments: what any of them takes; each is given its own. ``example_input``, one batch as
+            the network takes it, is needed by ``'flops'``, and by absolute budgets of ``'synops'``
+            and ``'energy'``; ``latency_table``, from :func:`measure_latency`, by ``'latency'``.
 
     Raises:
-        TypeError: neither a name nor a :class:`Resource`.
+        TypeError: neither a name nor a :class:`Resource`, or an argument that no resource takes.
         ValueError: an unknown name, or what the resource needs is not given.
     """
+    known = {name for kind in BUILT_IN.values() for name in kind.arguments}
+    for name in arguments.keys() - known:
+        raise TypeError(f"unexpected keyword argument {name!r}; resources take {sorted(known)}")
     if isinstance(which, Resource):
         return which
     if not isinstance(which, str):
         raise TypeError(f"which resource must be a name or a Resource, got {which!r}")
-    if latency_table is not None and not isinstance(latency_table, LatencyTable):
-        raise TypeError(f"latency_table must be a LatencyTable or None, got {latency_table!r}")
-    if which == "flops":
-        if example_input is None:
-            raise ValueError("resource 'flops' needs example_input: one batch as the model takes")
-        return flops(example_input)
-    if which == "latency":
-        if latency_table is None:
-            raise ValueError(
-                "resource 'latency' needs latency_table, as measure_latency(model, example_input) "
-                "returns it"
-            )
-        return latency(latency_table)
-    known = {
-        "params": params,
-        "synops": lambda: synops(example_input=example_input),
-        "energy": lambda: energy(example_input=example_input),
-    }
-    if which not in known:
+    if which not in BUILT_IN:
         raise ValueError(
-            f"which resource must be one of {sorted([*known, 'flops', 'latency'])} or a Resource, "
-            f"got {which!r}"
+            f"which resource must be one of {sorted(BUILT_IN)} or a Resource, got {which!r}"
         )
-    return known[which]()
+    kind = BUILT_IN[which]
+    return kind(**{name: arguments[name] for name in kind.arguments if name in arguments})

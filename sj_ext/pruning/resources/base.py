@@ -69,6 +69,8 @@ class Resource:
     """
 
     name = "resource"
+    #: keywords of the pruner that the constructor takes where the resource is given by its name
+    arguments: tuple[str, ...] = ()
     #: of absolute budgets; empty where they are plain numbers
     unit = ""
     #: measurements are averaged over the ranks of a process group

@@ -139,10 +139,18 @@ def measure_latency(
 class Latency(Resource):
     name = "latency"
     unit = "s"
+    arguments = ("latency_table",)
 
-    def __init__(self, table: LatencyTable):
+    def __init__(self, latency_table: LatencyTable | None = None):
+        if latency_table is None:
+            raise ValueError(
+                "resource 'latency' needs latency_table, as measure_latency(model, example_input) "
+                "returns it"
+            )
+        if not isinstance(latency_table, LatencyTable):
+            raise TypeError(f"latency_table must be a LatencyTable or None, got {latency_table!r}")
         super().__init__()
-        self.table = table
+        self.table = latency_table
 
     def bind(self, model: nn.Module, layers: Sequence[LayerInfo]) -> None:
         super().bind(model, layers)

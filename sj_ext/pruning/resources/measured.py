@@ -38,8 +38,8 @@ class Synops(Linear):
     """MACs weighted by the share of inputs that are not zero, measured in training forwards."""
 
     name = "synops"
-
     unit = "SOP"
+    arguments = ("example_input",)
 
     def __init__(self, momentum: float = 0.9, example_input: Any = None):
         super().__init__()

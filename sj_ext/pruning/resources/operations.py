@@ -121,8 +121,11 @@ def _seen_in_training(
 class Flops(Linear):
     name = "flops"
     unit = "MAC"
+    arguments = ("example_input",)
 
-    def __init__(self, example_input: Any):
+    def __init__(self, example_input: Any = None):
+        if example_input is None:
+            raise ValueError("resource 'flops' needs example_input: one batch as the model takes")
         super().__init__()
         self.example_input: Any = example_input
         self.samples = 1
