@@ -62,6 +62,7 @@ ALLOWED = {
     "sj_ext.ann2snn.operations._SIZES": "a table that is only read",
     "sj_ext.inference._STEPS": "a table that is only read",
     "sj_ext.memory.budget._UNITS": "a table that is only read",
+    "sj_ext.memory.products._SAMPLES": "a table that is only read",
     "sj_ext.model.revsnn.former.NAMES": "a table that is only read",
     "sj_ext.model.revsnn.resnet.NAMES": "a table that is only read",
     "sj_ext.model.revsnn.resnet._STAGES": "a table that is only read",

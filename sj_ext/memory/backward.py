@@ -86,8 +86,9 @@ class SegmentBackward:
     def output(self, part: int) -> torch.Tensor:
         """A slice of the output, computed again without its graph."""
         with torch.no_grad():
-            x, start = self._spikes_or_input(part)
-            return self.segment.again(x, start, len(self.segment.steps), part, self.records)
+            stop = len(self.segment.steps)
+            x, start = self._latest(part, stop)
+            return self.segment.again(x, start, stop, part, self.records)
 
     def _through_norm(
         self, place: int, part: int, g: torch.Tensor, parameters: bool
@@ -117,7 +118,7 @@ class SegmentBackward:
         assert statistics is not None
         with torch.no_grad():
             if z is None:
-                x, start = self._spikes_or_input(part)
+                x, start = self._latest(part, place)
                 z = segment.again(x, start, place, part, self.records)
             folded = step.fold(z)
             standardised = statistics.standardise(norm, folded)
@@ -139,11 +140,9 @@ class SegmentBackward:
         if self.seen is not None:
             self.seen(part, y.detach())
 
-    def _spikes_or_input(self, part: int) -> tuple[torch.Tensor, int]:
+    def _latest(self, part: int, stop: int) -> tuple[torch.Tensor, int]:
         """What to begin with where no gradient is asked for, and with which step."""
-        if self.segment.steps[0].kind == "neuron":
-            return self.records.spikes[0, part].get(), 1
-        return self._input(part), 0
+        return self.records.latest(part, stop) or (self._input(part), 0)
 
     def _input(self, part: int) -> torch.Tensor:
         return self.source(part).detach().requires_grad_(self.needs)

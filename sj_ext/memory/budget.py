@@ -16,11 +16,11 @@ _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2*
 
 
 class Plan(NamedTuple):
-    """How to run a network, and the peak of a training step that was counted for it."""
+    """How to run a network; as the arguments of :func:`~sj_ext.memory.compact` have it."""
 
     recompute: str
+    keep: str
     slices: int
-    peak: int
 
 
 def bytes_of(budget: Any) -> int:
@@ -51,24 +51,26 @@ def bytes_of(budget: Any) -> int:
     return int(size)
 
 
-def cheapest_plan(budget: int, samples: int, run: Callable[[str, int], Callable[[], None]]) -> Plan:
-    """The plan that recomputes least among those whose training step stays within ``budget``.
+def cheapest_plan(
+    budget: int, samples: int, run: Callable[[Plan], Callable[[], None]]
+) -> tuple[Plan, int]:
+    """The first plan whose training step stays within ``budget``, and the peak counted for it.
 
     Args:
         budget: bytes.
         samples: how many the batch has.
-        run: from ``recompute`` and ``slices`` to a function that does one training step.
+        run: from a plan to a function that does one training step.
 
     Raises:
         ValueError: no plan fits, with how many samples can fit at most.
     """
     smallest = None
-    for recompute, slices in _plans(samples):
-        peak = _peak(run(recompute, slices))
+    for plan in _plans(samples):
+        peak = _peak(run(plan))
         if peak is None:
             continue
         if peak <= budget:
-            return Plan(recompute, slices, peak)
+            return plan, peak
         smallest = min(smallest or peak, peak)
     if smallest is None:
         raise ValueError(f"budget: no plan runs on this device with a batch of {samples}")
@@ -80,14 +82,18 @@ def cheapest_plan(budget: int, samples: int, run: Callable[[str, int], Callable[
     )
 
 
-def _plans(samples: int) -> Iterator[tuple[str, int]]:
-    """Plans, from the one that computes least to the one that holds least."""
-    yield "nothing", 1
+def _plans(samples: int) -> Iterator[Plan]:
+    """Plans, from the one that takes least time to the one that holds least.
+
+    A second slice costs more than the convolutions that bits have run again: every neuron runs
+    twice backwards.
+    """
+    yield Plan("nothing", "bits", 1)
     slices = 1
     while slices < samples:
-        yield "segments", slices
+        yield from (Plan("segments", keep, slices) for keep in ("inputs", "bits"))
         slices *= 2
-    yield "segments", samples
+    yield from (Plan("segments", keep, samples) for keep in ("inputs", "bits"))
 
 
 def _peak(step: Callable[[], None]) -> int | None:

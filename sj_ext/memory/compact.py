@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from .. import checks
 from ..arguments import checked
-from .budget import bytes_of, cheapest_plan
+from .budget import Plan, bytes_of, cheapest_plan
 from .function import run_segment
 from .kinds import entered_through_hooks, steps_of, why_not
 from .pending import Pending, computed
@@ -39,6 +39,7 @@ def compact(
     *,
     slices: int = 1,
     recompute: str = "segments",
+    keep: str = "bits",
     exclude: Collection[str] = (),
     segments: Sequence[Sequence[str]] | None = None,
     budget: str | float | None = None,
@@ -80,6 +81,9 @@ def compact(
             is that of one slice.
         recompute: ``'segments'``, or ``'nothing'``: no segments, only what PyTorch saves is held
             as bits where that loses nothing.
+        keep: ``'bits'``, or ``'inputs'``: a segment also holds the inputs of its norm and its
+            neuron that its weights give, as floats. Then no convolution is computed again, however
+            many slices there are.
         exclude: names of modules that are to be in no segment.
         segments: names of the modules of each segment, in the order in which they run, for a
             network that cannot be run on an example; the output of each module but the last must
@@ -87,8 +91,8 @@ def compact(
         budget: what a training step may need at its peak, ``'8 GB'`` or a number of bytes, its
             gradients included, parameters and the optimiser's state not. ``example_input`` is then
             a batch as it is trained on. One step of each plan is counted, from the one that
-            recomputes least on, and the first that fits is taken; ``slices`` and ``recompute``
-            have no say.
+            is fastest on, and the first that fits is taken; ``slices``, ``recompute``
+            and ``keep`` have no say.
 
     Returns:
         A network of a subclass of the class of ``model``; its attribute ``compaction`` says, and
@@ -101,15 +105,15 @@ def compact(
         RuntimeError: in training, a neuron was not reset since the last forward pass, or the
             network takes another path than on the example.
     """
-    _check(model, slices, recompute, exclude)
+    _check(model, slices, recompute, keep, exclude)
     if budget is not None:
         return _within(bytes_of(budget), model, _arguments(example_input), exclude)
     if recompute == "nothing":
         return _share(model, Compaction([], slices=slices))
     if segments is not None:
-        return _share(model, Compaction(_given(model, segments), slices=slices))
+        return _share(model, Compaction(_given(model, segments), slices=slices, keep=keep))
     found = find_segments(model, _arguments(example_input), exclude)
-    return _share(model, Compaction.of(model, found, slices))
+    return _share(model, Compaction.of(model, found, slices, keep))
 
 
 def _arguments(example_input: Any) -> tuple[Any, ...]:
@@ -125,16 +129,15 @@ def _arguments(example_input: Any) -> tuple[Any, ...]:
 def _within(budget: int, model: nn.Module, example: Any, exclude: Collection[str]) -> Any:
     """The network under the cheapest plan for batches like ``example``."""
     found = find_segments(model, example, exclude)
-    whole = Compaction.of(model, found, 1)
 
-    def plan(recompute: str, slices: int) -> Any:
-        if recompute == "nothing":
-            return _share(model, Compaction([], slices=slices))
-        return _share(model, dataclasses.replace(whole, slices=slices))
+    def net_of(plan: Plan) -> Any:
+        if plan.recompute == "nothing":
+            return _share(model, Compaction([], slices=plan.slices))
+        return _share(model, Compaction.of(model, found, plan.slices, plan.keep))
 
-    def run(recompute: str, slices: int) -> Callable[[], None]:
+    def run(plan: Plan) -> Callable[[], None]:
         def step() -> None:
-            outputs = [y for y in tree_leaves(plan(recompute, slices)(*example)) if _learns(y)]
+            outputs = [y for y in tree_leaves(net_of(plan)(*example)) if _learns(y)]
             learns = [p for p in model.parameters() if p.requires_grad]
             torch.autograd.grad([y.sum() for y in outputs], learns, allow_unused=True)
             outputs.clear()
@@ -145,9 +148,9 @@ def _within(budget: int, model: nn.Module, example: Any, exclude: Collection[str
 
         return at_reset
 
-    chosen = cheapest_plan(budget, found.samples, run)
-    net = plan(chosen.recompute, chosen.slices)
-    net.__dict__["compaction"] = dataclasses.replace(net.compaction, peak=chosen.peak)
+    chosen, peak = cheapest_plan(budget, found.samples, run)
+    net = net_of(chosen)
+    net.__dict__["compaction"] = dataclasses.replace(net.compaction, peak=peak)
     return net
 
 
@@ -155,12 +158,13 @@ def _learns(y: Any) -> bool:
     return isinstance(y, torch.Tensor) and y.requires_grad
 
 
-def _check(model: Any, slices: Any, recompute: Any, exclude: Any) -> None:
+def _check(model: Any, slices: Any, recompute: Any, keep: Any, exclude: Any) -> None:
     checks.module("model", model)
     if isinstance(model, _Compacted):
         raise TypeError("model is compact already: give compact the network that it was made from")
     checks.integer("slices", slices, at_least=1)
     checks.choice("recompute", recompute, ("segments", "nothing"))
+    checks.choice("keep", keep, ("bits", "inputs"))
     if isinstance(exclude, str) or not isinstance(exclude, Collection):
         raise TypeError(f"exclude must be a collection of names of modules, got {exclude!r}")
     names = dict(model.named_modules(remove_duplicate=False))
@@ -257,6 +261,7 @@ class _Step(contextlib.ExitStack):
         super().__init__()
         self.net, self.forward = net, forward
         self.slices: int = net.compaction.slices
+        self.keeps: bool = net.compaction.keep == "inputs"
         self.places: dict[str, _Place] = {}
         #: the trunk that a module is in, where it can be run as one
         self.trunks: dict[str, Trunk] = {}
@@ -306,7 +311,7 @@ class _Step(contextlib.ExitStack):
         if place + 1 < len(names):
             learns = x.requires_grad or any(p.requires_grad for p in segment.parameters())
             return Pending.of(x, names[: place + 1], self._as_they_are, learns)
-        return run_segment(segment, x, self.slices)
+        return run_segment(segment, x, self.slices, self.keeps)
 
     def _route(self, trunk: Trunk, unit: str, x: Any) -> Route | None:
         """The pass through a trunk that a call goes on with or begins, None if it does neither."""
@@ -331,7 +336,7 @@ class _Step(contextlib.ExitStack):
             return self._as_they_are(value, (name,))
 
         def finish(stream: list[torch.Tensor]) -> torch.Tensor:
-            return run_trunk(TrunkForward(blocks, self.slices), stream)
+            return run_trunk(TrunkForward(blocks, self.slices, self.keeps), stream)
 
         self.routes[trunk.output] = Route(trunk, x, module, finish)
         return self.routes[trunk.output]

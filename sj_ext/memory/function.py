@@ -28,16 +28,19 @@ from .statistics import StatisticsSums, update_running
 __all__ = ["in_modes", "run_segment", "saved_tensors", "take_statistics"]
 
 
-def run_segment(segment: Segment, x: torch.Tensor, slices: int) -> torch.Tensor:
+def run_segment(
+    segment: Segment, x: torch.Tensor, slices: int, keeps: bool = False
+) -> torch.Tensor:
     """The output of a segment, whose graph is one node that holds bits.
 
     Args:
         segment: its neurons have just been reset.
         x: the input of its first module.
         slices: into how many slices to cut the batch, at most.
+        keeps: whether it also holds the outputs of its weights.
     """
     sizes = tuple(slice_sizes(x.shape[segment.batch_axis], slices))
-    forward = _Forward(segment, sizes, _held_input(segment, x, sizes))
+    forward = _Forward(segment, sizes, _held_input(segment, x, sizes), keeps)
     out: torch.Tensor = _Compact.apply(forward, x, *segment.parameters())
     last = len(segment.steps) - 1
     if segment.steps[last].kind == "neuron":
@@ -165,9 +168,11 @@ def in_modes(modules: Sequence[nn.Module], modes: Sequence[bool]) -> Iterator[No
 class _Forward:
     """One forward pass over all slices."""
 
-    def __init__(self, segment: Segment, sizes: Sequence[int], inputs: list[Held | None]):
+    def __init__(
+        self, segment: Segment, sizes: Sequence[int], inputs: list[Held | None], keeps: bool
+    ):
         self.segment, self.sizes = segment, sizes
-        self.records = Records(inputs, segment.memories())
+        self.records = Records(inputs, segment.memories(), keeps)
 
     def run(self, x: torch.Tensor) -> torch.Tensor:
         segment, axis = self.segment, self.segment.batch_axis
@@ -175,9 +180,7 @@ class _Forward:
         if len(parts) > 1:
             take_statistics(segment, lambda part: parts[part], self.sizes, self.records)
         out = concatenated(
-            lambda part: segment.forwards(parts[part], 0, len(segment.steps), part, self.records),
-            self.sizes,
-            axis,
+            lambda part: segment.run(parts[part], part, self.records), self.sizes, axis
         )
         assert out is not None  # there is a slice
         return out.clone() if out is x else out

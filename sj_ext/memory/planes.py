@@ -21,6 +21,7 @@ __all__ = [
     "hold_slices",
     "planes_needed",
     "repeats",
+    "shape_of",
     "slice_sizes",
 ]
 
@@ -60,6 +61,11 @@ class Held:
         whole = held.new_zeros(shape)
         whole[_places(self.every)] = held
         return whole
+
+
+def shape_of(values: torch.Tensor) -> Held:
+    """Zeros that stand for ``values`` where only their shape is asked for."""
+    return Held(values.shape, values.dtype, (values.new_zeros(()),), packed=False)
 
 
 def planes_needed(values: torch.Tensor) -> int | None:

@@ -44,6 +44,7 @@ class Compaction:
         left_out: why a module that could have been in a segment is in none, by its name.
         rows: figures of each segment on the example; none without one.
         slices: into how many slices the batch is cut, at most.
+        keep: ``'bits'``, or ``'inputs'`` where inputs of norms and neurons are held as well.
         peak: bytes that a training step needs at its peak, counted where a budget was given.
         trunks: residual blocks whose stream is one function.
     """
@@ -54,15 +55,19 @@ class Compaction:
     slices: int = 1
     peak: int | None = None
     trunks: tuple[Trunk, ...] = ()
+    keep: str = "bits"
 
     @classmethod
-    def of(cls, model: nn.Module, found: Found, slices: int) -> Compaction:
+    def of(cls, model: nn.Module, found: Found, slices: int, keep: str) -> Compaction:
         """The record of what an example run found."""
-        rows = tuple(_row(model, names, found.calls, slices) for names in found.segments)
-        return cls(found.segments, found.left_out, rows, slices, trunks=tuple(found.trunks))
+        rows = tuple(_row(model, names, found.calls, slices, keep) for names in found.segments)
+        trunks = tuple(found.trunks)
+        return cls(found.segments, found.left_out, rows, slices, trunks=trunks, keep=keep)
 
     def __str__(self) -> str:
         lines = [f"{len(self.segments)} segments, the batch in {self.slices} slices"]
+        if self.keep == "inputs":
+            lines[0] += ", with the inputs of norms and neurons"
         if self.peak is not None:
             lines.append(f"{self.peak:,d} bytes at the peak of a training step")
         if self.rows:
@@ -83,7 +88,7 @@ class Compaction:
 
 
 def _row(
-    model: nn.Module, names: Sequence[str], calls: Mapping[str, Any], slices: int
+    model: nn.Module, names: Sequence[str], calls: Mapping[str, Any], slices: int, keep: str
 ) -> SegmentRow:
     segment = segment_of(model, names)
     first = calls[names[0]]
@@ -103,7 +108,11 @@ def _row(
     else:
         held = f"{first.planes} bit" + "s" * (first.planes > 1)
         after += first.shape.numel() * first.planes // 8
+    if keep == "inputs":  # of what its weights give, what goes out is not held
+        inside = names[:-1] if segment.steps[-1].linear else names
+        after += sum(calls[name].products for name in inside)
     linear = any(step.linear for step in segment.steps)
     twice = slices > 1 and any(step.kind == "norm" for step in segment.steps)
-    macs = (2.0 if twice else 4 / 3) if linear else 0.0
+    again = 1.0 if keep == "inputs" else 2.0 if twice else 4 / 3
+    macs = again if linear else 0.0
     return SegmentRow(tuple(names), held, before, after, macs)

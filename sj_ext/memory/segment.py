@@ -27,7 +27,8 @@ from .neurons import (
     recorded_window,
     with_surrogate,
 )
-from .planes import Held, hold
+from .planes import Held, hold, shape_of
+from .products import Recalled
 from .statistics import BatchStatistics
 
 __all__ = ["Records", "Segment", "is_worth_it", "may_follow"]
@@ -55,11 +56,14 @@ def may_follow(steps: Sequence[Step], more: Sequence[Step]) -> bool:
 
 @dataclass
 class Records:
-    """What one forward pass leaves, by slice; spikes and windows also by step."""
+    """What one forward pass leaves, by slice; spikes, windows and outputs also by step."""
 
     inputs: list[Held | None]
     #: the memories of each neuron before its first step, by its place
     memories: dict[int, dict[str, Any]]
+    #: whether the outputs of convolutions and linear layers are put on record
+    keeps: bool = False
+    outputs: dict[tuple[int, int], Held] = field(default_factory=dict)
     spikes: dict[tuple[int, int], Held] = field(default_factory=dict)
     windows: dict[tuple[int, int], list[Any]] = field(default_factory=dict)
     statistics: BatchStatistics | None = None
@@ -67,7 +71,7 @@ class Records:
     def tensors(self) -> list[torch.Tensor]:
         """All tensors, each of which a backward pass must find unchanged."""
         found: list[torch.Tensor] = []
-        for held in (*self.inputs, *self.spikes.values()):
+        for held in (*self.inputs, *self.outputs.values(), *self.spikes.values()):
             found += held.tensors if held is not None else ()
         for windows in self.windows.values():
             found += windows
@@ -87,12 +91,21 @@ class Records:
             return dataclasses.replace(held, tensors=tuple(next(rest) for _ in held.tensors))
 
         inputs = [None if held is None else filled(held) for held in self.inputs]
+        outputs = {key: filled(held) for key, held in self.outputs.items()}
         spikes = {key: filled(held) for key, held in self.spikes.items()}
         windows = {key: [next(rest) for _ in own] for key, own in self.windows.items()}
         statistics = self.statistics
         if statistics is not None:
             statistics = BatchStatistics(next(rest), next(rest), statistics.count)
-        return Records(inputs, self.memories, spikes, windows, statistics)
+        return Records(inputs, self.memories, self.keeps, outputs, spikes, windows, statistics)
+
+    def latest(self, part: int, stop: int) -> tuple[torch.Tensor, int] | None:
+        """The last value before step ``stop`` that is on record, and the step that reads it."""
+        for place in reversed(range(stop)):
+            held = self.outputs.get((place, part)) or self.spikes.get((place, part))
+            if held is not None:
+                return held.get(), place + 1
+        return None
 
 
 @dataclass
@@ -171,19 +184,42 @@ class Segment:
     def _in_memories(self) -> list[Any]:
         return [value for memories in self.memories().values() for value in memories.values()]
 
+    def run(
+        self, x: torch.Tensor, part: int, records: Records, shown: bool = False
+    ) -> torch.Tensor:
+        """All steps of one slice, put on record; the output itself only if it is ``shown`` again.
+
+        To go back through weights that stand last, the shape of what they gave is enough.
+        """
+        y = self.forwards(x, 0, len(self.steps), part, records)
+        last = len(self.steps) - 1, part
+        if last in records.outputs and not shown:
+            records.outputs[last] = shape_of(y)
+        return y
+
     def forwards(
         self, x: torch.Tensor, start: int, stop: int, part: int, records: Records
     ) -> torch.Tensor:
-        """Steps ``start`` to ``stop`` of one slice, its neurons put on record."""
+        """Steps ``start`` to ``stop`` of one slice, put on record, or from there if they are."""
         for place in range(start, stop):
             step = self.steps[place]
             if step.kind == "neuron":
                 x = self._fire(place, x, part, records)
             elif step.over_batch and records.statistics is not None:
                 x = normalise(step, records.statistics, x)
+            elif step.linear and records.keeps:
+                x = self._weigh(place, x, part, records)
             else:
                 x = step(x)
         return x
+
+    def _weigh(self, place: int, x: torch.Tensor, part: int, records: Records) -> torch.Tensor:
+        key = (place, part)
+        if key in records.outputs:
+            return records.outputs[key].get()
+        y = self.steps[place](x)
+        records.outputs[key] = hold(y)
+        return y
 
     def _fire(self, place: int, x: torch.Tensor, part: int, records: Records) -> torch.Tensor:
         key = (place, part)
@@ -223,9 +259,20 @@ class Segment:
                 x = self._fire_again(place, x, part, records)
             elif step.over_batch and records.statistics is not None:
                 x = normalise(step, records.statistics, x)
+            elif (place, part) in records.outputs:
+                x = self._weigh_again(place, x, part, records)
             else:
                 x = step(x)
         return x
+
+    def _weigh_again(
+        self, place: int, x: torch.Tensor, part: int, records: Records
+    ) -> torch.Tensor:
+        step, output = self.steps[place], records.outputs[place, part].get()
+        if not torch.is_grad_enabled():
+            return output
+        with Recalled(step.module, output):
+            return step(x)
 
     def _fire_again(self, place: int, x: torch.Tensor, part: int, records: Records) -> torch.Tensor:
         key = (place, part)

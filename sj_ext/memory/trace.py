@@ -21,6 +21,7 @@ from ..observe import at_rest
 from .kinds import Step, steps_of, why_not
 from .neurons import fires_by_surrogate
 from .planes import planes_needed
+from .products import Products
 from .segment import Segment, is_worth_it, may_follow
 from .streams import Graph, Trunk, find_trunks, is_sum
 
@@ -39,6 +40,8 @@ class _Call:
     itemsize: int
     outputs: list[torch.Size]
     made_by: int | None
+    #: bytes of what its convolutions and linear layers give
+    products: int
     consumers: list[int] = field(default_factory=list)
     touched: bool = False
 
@@ -132,7 +135,8 @@ class _Run:
         x = args[0]
         self._look(unit, x)
         version = x._version
-        out = forward(x)
+        with Products() as products:
+            out = forward(x)
         if x._version != version:
             self.refused[unit] = "changes its input in place"
         if not _is_activation(out):
@@ -141,9 +145,9 @@ class _Run:
             return out
         made_by = getattr(x, _MARK, None)
         number = len(self.calls)
-        self.calls.append(
-            _Call(unit, x.shape, planes_needed(x), x.element_size(), [out.shape], made_by)
-        )
+        planes, size = planes_needed(x), x.element_size()
+        call = _Call(unit, x.shape, planes, size, [out.shape], made_by, products.bytes)
+        self.calls.append(call)
         if made_by is not None:
             self.calls[made_by].consumers.append(number)
         out = out.view_as(out) if out is x else out

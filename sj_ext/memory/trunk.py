@@ -135,10 +135,11 @@ class TrunkForward:
     Args:
         blocks: without records.
         slices: into how many slices to cut the batch, at most.
+        keeps: whether the outputs of weights are held, too.
     """
 
-    def __init__(self, blocks: list[Block], slices: int):
-        self.blocks, self.slices = blocks, slices
+    def __init__(self, blocks: list[Block], slices: int, keeps: bool = False):
+        self.blocks, self.slices, self.keeps = blocks, slices, keeps
         self.axis = blocks[0].main[0].batch_axis
         self.sizes: tuple[int, ...] = ()
         self.device = torch.device("cpu")
@@ -209,14 +210,15 @@ class TrunkForward:
         if block.times > 1:
             x = x[:1].clone()  # a view would hold all of it
         parts = x.split(list(self.sizes), self.axis)
-        records = Records([hold(part, lead.reads_every) for part in parts], {})
+        held = [hold(part, lead.reads_every) for part in parts]
+        records = Records(list(held), {}, self.keeps)
         block.records.append(records)
         block.likes.append([(part.shape, part.dtype) for part in parts])
         if several:
             take_statistics(lead, lambda part: parts[part], self.sizes, records, block.times)
 
         def make(part: int) -> torch.Tensor:
-            y = lead.forwards(parts[part], 0, len(lead.steps), part, records)
+            y = lead.run(parts[part], part, records, shown=True)
             return y.expand(block.times, *y.shape[1:]) if block.times > 1 else y
 
         if several:
@@ -234,7 +236,7 @@ class TrunkForward:
         """The output of a branch, slice by slice, each of them asked for once."""
         inputs: list[Held | None] = [None] * len(self.sizes)
         for place, segment in enumerate(segments):
-            records = Records(inputs, segment.memories())
+            records = Records(inputs, segment.memories(), self.keeps)
             block.records.append(records)
             block.likes.append([])
             if place == 0:
@@ -242,7 +244,7 @@ class TrunkForward:
             source = self._noting(source, block.likes[-1])
             if len(self.sizes) > 1:
                 take_statistics(segment, source, self.sizes, records)
-            run = self._runner(segment, source, records)
+            run = self._runner(segment, source, records, block.rebuilt)
             if place + 1 == len(segments):
                 return run
             outputs = [self._output(segment, run(part), part, records) for part in self._parts]
@@ -285,8 +287,8 @@ class TrunkForward:
         return noting
 
     @staticmethod
-    def _runner(segment: Segment, source: Part, records: Records) -> Part:
-        return lambda part: segment.forwards(source(part), 0, len(segment.steps), part, records)
+    def _runner(segment: Segment, source: Part, records: Records, shown: bool) -> Part:
+        return lambda part: segment.run(source(part), part, records, shown)
 
     @staticmethod
     def _getter(outputs: Sequence[Held]) -> Part:

@@ -55,9 +55,9 @@ def built(name, num_steps):
 def test_gradients_outputs_and_buffers(name, num_steps):
     net, x = built(name, num_steps).double(), torch.rand(2, 3, 32, 32, dtype=torch.float64)
     theirs = step(twin(net), x)
-    for slices in (1, 2):
+    for slices, keep in ((1, "bits"), (2, "bits"), (2, "inputs")):
         small = twin(net)
-        ours = step(compact(small, x, slices=slices), x)
+        ours = step(compact(small, x, slices=slices, keep=keep), x)
         assert (ours[0] - theirs[0]).abs().max() <= 1e-12 * theirs[0].abs().max()
         assert distance(ours[1], theirs[1]) <= 1e-12
         assert distance(ours[2], theirs[2]) <= 1e-12

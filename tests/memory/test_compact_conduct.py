@@ -108,10 +108,15 @@ def test_accumulated_gradients_add_up():
 def test_autocast():
     net, x = Small(), events(dtype=torch.float32)
     plain, outputs = twin(net), []
-    for model, slices in ((plain, None), (net, 1), (net, 2)):
+    for model, slices, keep in (
+        (plain, None, None),
+        (net, 1, "bits"),
+        (net, 2, "bits"),
+        (net, 1, "inputs"),
+    ):
         functional.reset_net(model)
         model.zero_grad()
-        run = model if slices is None else compact(model, x, slices=slices)
+        run = model if slices is None else compact(model, x, slices=slices, keep=keep)
         torch.manual_seed(0)
         with torch.autocast("cpu", torch.bfloat16):
             y = run(x)
@@ -121,6 +126,8 @@ def test_autocast():
     assert theirs.dtype == torch.bfloat16
     torch.testing.assert_close(ours[0][0], theirs, rtol=0, atol=0)
     assert distance(ours[0][1], wanted) <= 1e-5
+    torch.testing.assert_close(ours[2][0], theirs, rtol=0, atol=0)
+    assert distance(ours[2][1], wanted) <= 1e-5
     assert ours[1][0].dtype == torch.bfloat16
     assert all(g.isfinite().all() for g in ours[1][1].values())
 
@@ -133,9 +140,10 @@ def test_a_compiled_compact_network_computes_the_same():
     assert distance(ours, theirs[1]) <= 1e-12
 
 
-def test_autograd_grad_and_retained_graphs():
+@pytest.mark.parametrize("keep", ["bits", "inputs"])
+def test_autograd_grad_and_retained_graphs(keep):
     net, x = Small().double(), events()
-    small = compact(net, x)
+    small = compact(net, x, keep=keep)
     functional.reset_net(small)
     loss = small(x).square().sum()
     once = torch.autograd.grad(loss, net.conv1.weight, retain_graph=True)
@@ -291,7 +299,7 @@ def test_modules_may_be_left_out_or_named():
     theirs = step(twin(net), x)
     without = compact(net, x, exclude=["conv1"])
     assert all("conv1" not in names for names in without.compaction.segments)
-    named = compact(net, segments=[["conv1", "bn1", "sn1"], ["fc", "sn3"]], slices=2)
+    named = compact(net, segments=[["conv1", "bn1", "sn1"], ["fc", "sn3"]], slices=2, keep="inputs")
     nothing = compact(net, recompute="nothing")
     for small in (without, named, nothing):
         net.bn1.reset_running_stats(), net.bn2.reset_running_stats()
@@ -306,6 +314,7 @@ def test_modules_may_be_left_out_or_named():
         (TypeError, "slices", {"slices": 2.0}),
         (ValueError, "slices must be at least 1", {"slices": 0}),
         (ValueError, "recompute", {"recompute": "all"}),
+        (ValueError, "keep", {"keep": "floats"}),
         (TypeError, "exclude", {"exclude": "conv1"}),
         (ValueError, "exclude: the network has no module 'conv9'", {"exclude": ["conv9"]}),
         (ValueError, "segments: the network has no module 'x'", {"segments": [["x"]]}),

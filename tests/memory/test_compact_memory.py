@@ -11,10 +11,10 @@ from sj_ext.memory import compact
 from sj_ext.memory.budget import bytes_of
 
 
-def convolutions(channels=16):
+def convolutions(channels=16, layers=3):
     body = []
     below = 1
-    for _ in range(3):
+    for _ in range(layers):
         body += [
             layer.Conv2d(below, channels, 3, padding=1, bias=False),
             layer.BatchNorm2d(channels),
@@ -85,6 +85,25 @@ def test_a_host_network_holds_a_fortieth():
     assert activation_memory(lambda: forward(small))[1].saved <= plain / 40
 
 
+def test_inputs_of_norms_lie_between_bits_and_plain_training():
+    x = spikes(4, 4, channels=1)
+    plain, _ = memory(convolutions(), x)
+    inputs, _ = memory(compact(convolutions(), x, keep="inputs"), x)
+    held, _ = memory(compact(convolutions(), x), x)
+    floats = 3 * 16 * 4 * x.numel()  # what three convolutions give
+    assert held + floats <= inputs <= 1.1 * (held + floats) < plain / 3
+
+
+def test_the_report_counts_the_inputs_that_are_kept():
+    x = spikes(4, 4, channels=1)
+    small = compact(convolutions(), x, keep="inputs")
+    rows = small.compaction.rows
+    assert [row.macs for row in rows] == [1.0] * 3
+    bits = [row.after for row in compact(convolutions(), x).compaction.rows]
+    assert [row.after for row in rows] == [own + 16 * 4 * x.numel() for own in bits]
+    assert "inputs of norms and neurons" in str(small.compaction)
+
+
 def test_a_budget_takes_the_first_plan_that_fits():
     net, x = convolutions(), spikes(4, 8, channels=1)
     generous = compact(net, x, budget="1 GB").compaction
@@ -92,6 +111,7 @@ def test_a_budget_takes_the_first_plan_that_fits():
     before = {name: value.clone() for name, value in net.state_dict().items()}
     tight = compact(net, x, budget=generous.peak / 2)
     assert tight.compaction.slices > 1 and len(tight.compaction.segments) == 3
+    assert tight.compaction.keep == "bits" and tight.compaction.rows[0].macs == 2.0
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
     assert all(p.grad is None for p in net.parameters())
 
@@ -100,6 +120,15 @@ def test_a_budget_takes_the_first_plan_that_fits():
         tight(x).sum().backward()
 
     assert activation_memory(step)[1].peak <= 1.1 * tight.compaction.peak <= generous.peak / 1.8
+
+
+def test_a_budget_keeps_what_it_can():
+    net, x = convolutions(layers=6), spikes(4, 4, channels=1)
+    plain = compact(net, x, budget="1 GB").compaction
+    inputs = compact(net, x, budget=plain.peak - 1).compaction
+    assert (inputs.keep, inputs.slices, inputs.rows[0].macs) == ("inputs", 1, 1.0)
+    bits = compact(net, x, budget=inputs.peak - 1).compaction
+    assert (bits.keep, bits.slices) == ("bits", 1)
 
 
 def test_a_budget_that_nothing_fits_says_how_many_samples_can():

@@ -23,6 +23,13 @@ def test_a_residual_network_of_the_host(slices, most):
     assert 1.2 * plain < operations(compact(net, x, slices=slices), x) <= most * plain
 
 
+@pytest.mark.parametrize("slices", [1, 2])
+def test_no_weights_are_applied_again_where_inputs_are_kept(slices):
+    net, x = sew_resnet18(), torch.rand(1, 2, 3, 32, 32)
+    plain = operations(net, x)
+    assert operations(compact(net, x, slices=slices, keep="inputs"), x) == plain
+
+
 @pytest.mark.parametrize("node", [window, smooth])
 def test_a_stem_that_is_made_again_for_every_slice(node):
     """On a single step of a still image; what it leads into is undone once more as well."""
@@ -31,3 +38,5 @@ def test_a_stem_that_is_made_again_for_every_slice(node):
     plain = operations(net, x)
     assert operations(compact(net, x), x) <= 1.36 * plain
     assert operations(compact(net, x, slices=2), x) <= 2.1 * plain
+    assert operations(compact(net, x, keep="inputs"), x) == plain
+    assert operations(compact(net, x, slices=2, keep="inputs"), x) <= 1.05 * plain

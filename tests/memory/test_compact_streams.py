@@ -25,6 +25,17 @@ def test_gradients(node, num_steps, slices):
     (trunk,) = compact(net, x).compaction.trunks
     assert len(trunk.blocks) == 6 and trunk.blocks[0].main == (("stem.0", "stem.1"),)
     assert_equal(net, x, slices)
+    assert_equal(net, x, slices, small=compact(net, x, slices=slices, keep="inputs"))
+
+
+def test_a_stream_rebuilt_over_branches_that_end_with_weights():
+    """Their outputs are then on record, though nothing else would need them."""
+    net, x = Membrane().double(), images()
+    for block in (*net.blocks1, net.blocks2):
+        block.branch = block.branch[:2]
+    small = compact(net, x, slices=2, keep="inputs")
+    assert small.compaction.trunks[0].blocks[-1].main == (("blocks2.branch.0", "blocks2.branch.1"),)
+    assert_equal(net, x, 2, small=small)
 
 
 @pytest.mark.parametrize("slices", [1, 3])
