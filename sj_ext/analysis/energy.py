@@ -166,10 +166,11 @@ def synaptic_operations(
         y = model(x)
     if not layers:
         raise RuntimeError("model has run no convolution and no linear layer")
-    return SynapticOperations(tuple(layers), _samples(model, y) if samples is None else samples)
+    return SynapticOperations(tuple(layers), samples_in(model, y) if samples is None else samples)
 
 
-def _samples(model: nn.Module, y: object) -> int:
+def samples_in(model: nn.Module, y: object) -> int:
+    """How many samples an output of ``model`` holds: by the rule of :func:`synaptic_operations`."""
     if not isinstance(y, torch.Tensor) or not y.dim():
         raise ValueError("samples must be given where the network does not return a tensor [N, *]")
     steps = y.dim() > 2 and any(

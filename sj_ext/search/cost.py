@@ -9,7 +9,7 @@ from torch import nn
 
 from .. import checks, host
 from ..analysis import synaptic_operations
-from ..analysis.energy import additions
+from ..analysis.energy import additions, samples_in
 from ..arguments import checked
 from ..observe import at_rest, watching
 
@@ -34,38 +34,51 @@ def parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def flops(model: nn.Module, batch: torch.Tensor) -> float:
+def flops(model: nn.Module, batch: torch.Tensor, *, samples: int | None = None) -> float:
     """Multiply-accumulates of one image if nothing were sparse, over all steps.
 
     Args:
         model: any network.
-        batch: as the network takes it, ``[N, *]``.
+        batch: as the network takes it, ``[N, *]`` or, in multi-step mode, ``[T, N, *]``.
+        samples: N. By default it is read from the output, as
+            :func:`~sj_ext.analysis.synaptic_operations` reads it.
 
     Raises:
         TypeError: an argument is of the wrong kind.
+        ValueError: ``samples`` is below 1, or not given for an output that is no tensor.
         RuntimeError: no convolution and no linear layer has run.
     """
     with _evaluated(model, batch):
-        return synaptic_operations(model, batch, samples=len(batch)).dense / len(batch)
+        counted = synaptic_operations(model, batch, samples=samples)
+    return counted.dense / counted.samples
 
 
-def energy(model: nn.Module, batch: torch.Tensor) -> float:
+def energy(model: nn.Module, batch: torch.Tensor, *, samples: int | None = None) -> float:
     """Energy of one image in picojoules: 0.9 an accumulation, 4.6 a multiply-accumulate (45 nm).
 
     Args:
         model: any network.
-        batch: as the network takes it, ``[N, *]``.
+        batch: as the network takes it, ``[N, *]`` or, in multi-step mode, ``[T, N, *]``.
+        samples: N. By default it is read from the output, as
+            :func:`~sj_ext.analysis.synaptic_operations` reads it.
 
     Raises:
         TypeError: an argument is of the wrong kind.
+        ValueError: ``samples`` is below 1, or not given for an output that is no tensor.
         RuntimeError: no convolution and no linear layer has run.
     """
     with _evaluated(model, batch):
-        return synaptic_operations(model, batch, samples=len(batch)).energy_per_sample()
+        return synaptic_operations(model, batch, samples=samples).energy_per_sample()
 
 
 @checked
-def synops(model: nn.Module, batch: torch.Tensor, *, weighting: str = "events") -> float:
+def synops(
+    model: nn.Module,
+    batch: torch.Tensor,
+    *,
+    weighting: str = "events",
+    samples: int | None = None,
+) -> float:
     """Synaptic operations of one image: additions that its spikes cause in the layers behind them.
 
     A layer that reads other values than whole numbers, such as the one that reads the image,
@@ -73,13 +86,16 @@ def synops(model: nn.Module, batch: torch.Tensor, *, weighting: str = "events") 
 
     Args:
         model: any network.
-        batch: as the network takes it, ``[N, *]``.
+        batch: as the network takes it, ``[N, *]`` or, in multi-step mode, ``[T, N, *]``.
         weighting: ``'events'`` counts a value of 2, of a sum of spikes, as two additions, as the
             papers do; ``'nonzero'`` as one.
+        samples: N. By default it is read from the output, as
+            :func:`~sj_ext.analysis.synaptic_operations` reads it.
 
     Raises:
         TypeError: an argument is of the wrong kind.
-        ValueError: ``weighting`` is unknown.
+        ValueError: ``weighting`` is unknown; ``samples`` is below 1, or not given for an output
+            that is no tensor.
     """
     checks.choice("weighting", weighting, WEIGHTINGS)
     total = 0
@@ -92,21 +108,30 @@ def synops(model: nn.Module, batch: torch.Tensor, *, weighting: str = "events") 
 
     layers = {name: m for name, m in model.named_modules() if isinstance(m, _COUNTED)}
     with _evaluated(model, batch), watching(layers, look):
-        model(batch)
-    return total / len(batch)
+        y = model(batch)
+    return total / _number(model, y, samples)
 
 
 @checked
-def spikes(model: nn.Module, batch: torch.Tensor, *, include_pooling: bool = False) -> float:
+def spikes(
+    model: nn.Module,
+    batch: torch.Tensor,
+    *,
+    include_pooling: bool = False,
+    samples: int | None = None,
+) -> float:
     """Spikes of one image, summed over neurons and steps.
 
     Args:
         model: any network.
-        batch: as the network takes it, ``[N, *]``.
+        batch: as the network takes it, ``[N, *]`` or, in multi-step mode, ``[T, N, *]``.
         include_pooling: whether what leaves a pooling counts too, as AutoSNN's program has it.
+        samples: N. By default it is read from the output, as
+            :func:`~sj_ext.analysis.synaptic_operations` reads it.
 
     Raises:
         TypeError: an argument is of the wrong kind.
+        ValueError: ``samples`` is below 1, or not given for an output that is no tensor.
     """
     kinds = (host.neuron.BaseNode, *_POOLING) if include_pooling else (host.neuron.BaseNode,)
     seen: list[torch.Tensor] = []
@@ -116,8 +141,9 @@ def spikes(model: nn.Module, batch: torch.Tensor, *, include_pooling: bool = Fal
 
     layers = {name: m for name, m in model.named_modules() if isinstance(m, kinds)}
     with _evaluated(model, batch), watching(layers, look):
-        model(batch)
-    return float(torch.stack(seen).sum()) / len(batch) if seen else 0.0
+        y = model(batch)
+    total = float(torch.stack(seen).sum()) if seen else 0.0
+    return total / _number(model, y, samples)
 
 
 def synops_penalty(operations: torch.Tensor, samples: int, *, weight: float = 0.1) -> torch.Tensor:
@@ -135,6 +161,12 @@ def synops_penalty(operations: torch.Tensor, samples: int, *, weight: float = 0.
     checks.tensor("operations", operations)
     weight = checks.number("weight", weight, at_least=0)
     return weight * operations / checks.integer("samples", samples, at_least=1) / 1e9
+
+
+def _number(model: nn.Module, y: object, samples: int | None) -> int:
+    if samples is None:
+        return samples_in(model, y)
+    return checks.integer("samples", samples, at_least=1)
 
 
 def _evaluated(model: nn.Module, batch: torch.Tensor) -> contextlib.AbstractContextManager[None]:

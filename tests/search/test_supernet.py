@@ -337,6 +337,31 @@ def test_spikes_are_counted_where_they_are_fired():
     assert cost.energy(net, x) > 0
 
 
+def test_a_cost_of_a_sequence_is_that_of_a_sample_over_all_steps():
+    """``[T, N, *]``: what N samples cost together, divided by N and not by T."""
+    net = nn.Sequential(
+        host.layer.Conv2d(2, 3, 3, padding=1, bias=False),
+        host.neuron.IFNode(),
+        host.layer.Flatten(),
+    )
+    host.functional.set_step_mode(net, "m")
+    T, N = 5, 3
+    x = torch.randint(0, 2, (T, N, 2, 5, 5)).float()
+    fired = []
+    net[1].register_forward_hook(lambda m, x, y: fired.append(float(y.sum())))
+    assert cost.flops(net, x) == T * 3 * 25 * 18
+    reach = nn.functional.conv2d(x.flatten(0, 1), torch.ones(3, 2, 3, 3), padding=1)
+    assert cost.synops(net, x) == pytest.approx(float(reach.sum()) / N)
+    assert cost.synops(net, x, samples=1) == pytest.approx(float(reach.sum()))
+    assert cost.energy(net, x) == pytest.approx(0.9 * float(reach.sum()) / N)
+    fired.clear()
+    assert cost.spikes(net, x) == pytest.approx(sum(fired) / N)
+    alone = [cost.flops(net, x[:, n : n + 1]) for n in range(N)]
+    assert alone == [cost.flops(net, x)] * N
+    with pytest.raises(ValueError, match="samples"):
+        cost.spikes(net, x, samples=0)
+
+
 def test_the_penalty_reaches_what_it_counts():
     net = Branchless(3, 2, stem=3, first=4, widths=(4,), blocks=2, head=5)
     _, operations = net.counted(torch.rand(2, 3, 8, 8) * 3)
