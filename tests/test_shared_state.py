@@ -1,5 +1,6 @@
 """What the modules of the package share between their users: constants, locks and safe caches."""
 
+import copy
 import enum
 import importlib
 import inspect
@@ -9,10 +10,13 @@ import time
 import types
 import typing
 
+import nodes
+import pytest
 import torch
+from torch import nn
 
 import sj_ext
-from sj_ext import host
+from sj_ext import host, layer
 from sj_ext.neuron import with_learnable_imp
 
 #: everything in the package that could change, and why it may be there
@@ -23,6 +27,7 @@ ALLOWED = {
     "sj_ext.neuron.imp.OWN_KEYWORDS": "a table that is only read",
     "sj_ext.neuron.initial_potential.OWN_KEYWORDS": "a table that is only read",
     "sj_ext.model.trevsnn.published._WORDS": "a table that is only read",
+    "sj_ext.pruning.resources.BUILT_IN": "a table that is only read",
     "sj_ext.neuron.imp._NAMED": "a table that is only read",
     "sj_ext.neuron.imp._MAKING": "a lock",
     "sj_ext.neuron.imp._learnable": "a cache of classes, filled under the lock",
@@ -149,7 +154,7 @@ def test_nothing_that_can_change_is_shared_but_what_is_listed():
 
 
 def test_default_arguments_hold_nothing_that_can_change_but_surrogates():
-    """The host's habit: nodes made without a surrogate share the default one."""
+    """The host's habit; a node of ours that is given none takes a copy of its own."""
     shared = set()
     for module in packages_modules():
         for value in vars(module).values():
@@ -165,6 +170,34 @@ def test_default_arguments_hold_nothing_that_can_change_but_surrogates():
                     if not made_anew and may_change(default):
                         shared.add(parameter.name)
     assert shared == {"surrogate_function"}
+
+
+@pytest.mark.parametrize("name", nodes.PLUGIN)
+def test_nodes_that_are_given_no_surrogate_have_one_each(name):
+    make = nodes.PLUGIN[name].make
+    if "surrogate_function" in getattr(make, "keywords", {}):
+        pytest.skip("is given one")
+    one, other = make(), make()
+    first, second = one.surrogate_function, other.surrogate_function
+    assert first is not second and repr(first) == repr(second)
+    before = copy.deepcopy(vars(second))
+    first.mark, first.spiking = "of one", False
+    assert vars(second).keys() == before.keys() and second.spiking
+
+
+def test_a_cell_and_a_node_made_from_one_that_exists_have_a_surrogate_of_their_own():
+    cells = [layer.TemporalReversible([nn.Identity()], [0.5]) for _ in range(2)]
+    assert cells[0].surrogate_function is not cells[1].surrogate_function
+    hosts = host.neuron.QIFNode()
+    made = with_learnable_imp(host.neuron.QIFNode).from_node(hosts)
+    assert made.surrogate_function is not hosts.surrogate_function
+    assert repr(made.surrogate_function) == repr(hosts.surrogate_function)
+
+
+def test_a_surrogate_that_is_given_is_taken_as_it_is():
+    given = sj_ext.surrogate.DSpike(2.0)
+    for make in (sj_ext.neuron.IMPLIFNode, sj_ext.neuron.TurnOffNode):
+        assert make(surrogate_function=given).surrogate_function is given
 
 
 def test_threads_that_make_a_class_at_once_get_the_same_one():

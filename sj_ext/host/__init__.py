@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     #: what the host's converter takes as a recipe; 0.0.0.0.14 has none
     ConversionRecipe: type
 
-from .backend import BackendContract
+from .backend import BackendContract, own_surrogate
 from .checked import checked_arguments
 from .generation import GENERATION, VERSION
 from .node import States
@@ -52,6 +52,7 @@ __all__ = [
     "functional",
     "layer",
     "neuron",
+    "own_surrogate",
     "structure_changed",
     "surrogate",
 ]

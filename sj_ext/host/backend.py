@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
+import inspect
+from types import FunctionType
 from typing import Any
 
 import torch
+from torch import nn
 
 from .. import checks
 from .generation import VERSION
 
-__all__ = ["BackendContract", "HostsChoice"]
+__all__ = ["BackendContract", "HostsChoice", "own_surrogate"]
 
 #: stands for the neuron of the host that the mixins below are mixed into
 Mixin: Any = object
@@ -26,9 +30,30 @@ class HostsChoice(Mixin):
                 f"kernels by itself; leave the argument out"
             )
         super().__init__(*args, **kwargs)
+        own_surrogate(self)
 
     def check_backend(self, x: torch.Tensor) -> None:
         """Every input runs."""
+
+
+def own_surrogate(node: Any) -> None:
+    """Give a module that was given no surrogate a copy of the default, which all others share.
+
+    A default argument is one object: what is done to it through one node (a change of its constant,
+    ``.to()``, the marks of FSDP) would be done to the surrogates of all.
+    """
+    held = getattr(node, "surrogate_function", None)
+    defaults = [default for cls in type(node).__mro__ for default in _defaults(cls)]
+    if isinstance(held, nn.Module) and any(default is held for default in defaults):
+        node.surrogate_function = copy.deepcopy(held)
+
+
+def _defaults(cls: type) -> list[Any]:
+    """The default arguments of a class's own constructor."""
+    make = inspect.unwrap(vars(cls).get("__init__", cls))
+    if not isinstance(make, FunctionType):
+        return []
+    return [*(make.__defaults__ or ()), *(make.__kwdefaults__ or {}).values()]
 
 
 class BackendContract(HostsChoice):

@@ -101,6 +101,7 @@ class LearnableInitialPotential(LazyParametersInCheckpoints, Recomputable, host.
             new.__dict__[name] = copy.copy(vars(node)[name])
         for name, value in overrides.items():
             setattr(new, name, value)
+        host.own_surrogate(new)
         new._learn_initial_potential(**{**OWN_KEYWORDS, **own})
         return new
 

@@ -62,6 +62,7 @@ class TurnOffNode(host.base.MemoryModule):
         super().__init__()
         self.v_threshold = checks.number("v_threshold", v_threshold)
         self.surrogate_function = checks.surrogate(surrogate_function)
+        host.own_surrogate(self)
         self.step_mode = step_mode
 
     def single_step_forward(self, x: torch.Tensor) -> torch.Tensor:

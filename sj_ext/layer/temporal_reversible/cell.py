@@ -140,6 +140,7 @@ class TemporalReversible(Recomputable, host.base.MemoryModule):
         if not callable(surrogate_function):
             raise TypeError(f"surrogate_function must be callable, got {surrogate_function!r}")
         self.surrogate_function = surrogate_function
+        host.own_surrogate(self)
         self.memory = memory
         self.min_decay = checks.number("min_decay", min_decay, above=0)
         self.tolerance = checks.number("tolerance", tolerance, above=0)
