@@ -18,7 +18,7 @@ PYTEST := $(PY) -W ignore::DeprecationWarning -m pytest -q -rs -n $(JOBS) --dist
 # all recordings of public programs, where somebody has them beside the repository
 RECORDINGS ?= ../shared/ref
 
-.PHONY: demo test test-2 test-14 recordings coverage mutants lint docs catalogues front address \
+.PHONY: demo test test-2 test-14 recordings coverage mutants lint docs catalogues notebooks front address \
 	examples dist clean
 
 demo: $(VENV)/installed
@@ -72,6 +72,11 @@ catalogues: $(VENV)/installed
 	$(SPHINX) -b gettext -d $(BUILD)/doctrees/gettext docs $(BUILD)/gettext $(TRANSLATED)
 	$(PY) docs/carry_figures.py
 	$(VENV)/bin/sphinx-intl update -p $(BUILD)/gettext -d docs/locale -l zh_CN --line-width=-1
+
+# The tutorials as they ran in the last `make docs`, for readers of the repository.
+notebooks:
+	mkdir -p docs/notebooks
+	cp $(BUILD)/html/tutorials/*.ipynb docs/notebooks
 
 # The picture and the measured lines of README and results, from the committed records.
 front: $(VENV)/installed

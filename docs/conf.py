@@ -39,7 +39,7 @@ extensions = [
 source_suffix = {".rst": "restructuredtext", ".md": "myst-nb"}
 # tables that other pages include
 INCLUDED = ("short", "medium", "full", "table")
-exclude_patterns = ["_build", *(f"results/*-{kind}.md" for kind in INCLUDED)]
+exclude_patterns = ["_build", "notebooks", *(f"results/*-{kind}.md" for kind in INCLUDED)]
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
@@ -94,6 +94,7 @@ templates_path = ["_templates"]
 html_static_path = ["_static"]
 copybutton_exclude = ".linenos, .gp, .go"
 html_css_files = ["custom.css"]
+html_js_files = ["wide_formulas.js"]
 html_sidebars = {
     "**": [
         "sidebar/brand.html",

@@ -5,6 +5,7 @@ import re
 import tomllib
 from pathlib import Path
 
+import nbformat
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -57,6 +58,47 @@ def test_the_address_of_the_repository_is_one():
         text = path.read_text("utf-8")
         found = re.findall(r"github\.com/([^/\"]+)/sj_ext|//([^/.\"]+)\.github\.io/sj_ext", text)
         assert found and {a or b for a, b in found} == {owner}, path.name
+
+
+TUTORIALS = sorted(ROOT.glob("docs/tutorials/*.md"))
+
+
+def cells(book):
+    return [(cell.cell_type, cell.source) for cell in book.cells]
+
+
+@pytest.mark.parametrize("page", TUTORIALS, ids=lambda path: path.stem)
+def test_a_tutorial_stands_in_the_repository_as_it_ran(page):
+    path = ROOT / "docs" / "notebooks" / f"{page.stem}.ipynb"
+    book = nbformat.read(path, as_version=4)
+    wanted = extension("notebook_download").notebook(page)
+    assert cells(book) == cells(wanted), f"{path.name}: run `make docs notebooks`"
+    outputs = [o for cell in book.cells for o in cell.get("outputs", ())]
+    assert any("image/png" in o.get("data", {}) for o in outputs)
+    printed = "".join(o.get("text", "") for o in outputs)
+    assert "This page ran in" in printed
+    assert not re.search(r"/(home|root|tmp|Users|var)/|Warning|Traceback", printed)
+    assert {o.output_type for o in outputs} <= {"stream", "display_data", "execute_result"}
+
+
+def test_the_notebooks_are_those_of_the_tutorials_and_small():
+    books = list((ROOT / "docs" / "notebooks").iterdir())
+    assert {book.name for book in books} == {f"{page.stem}.ipynb" for page in TUTORIALS}
+    assert sum(book.stat().st_size for book in books) < 3e6
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("see {func}`~sj_ext.pruning.shrink`.", "see `shrink`."),
+        ("{func}`sj_ext.search.cost.synops`", "`sj_ext.search.cost.synops`"),
+        ("[a](prune.md) and [b](../survey.md)", "[a](prune.ipynb) and [b](../survey.md)"),
+    ],
+)
+def test_a_notebook_has_plain_markdown(text, wanted, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("---\nfile_format: mystnb\nkernelspec:\n  name: python3\n---\n" + text)
+    assert extension("notebook_download").notebook(page).cells[0].source == wanted
 
 
 def extension(name):
