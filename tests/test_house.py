@@ -36,6 +36,7 @@ LAYERS = (
     ("functional",),
     ("neuron", "loss"),
     ("layer",),
+    ("products",),
     ("analysis", "checkpoint", "explicit_state", "nir", "parameters", "swap"),
     ("model", "memory", "pruning", "ann2snn", "search"),
     ("registration",),

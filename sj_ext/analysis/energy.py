@@ -19,8 +19,8 @@ from torch import nn
 
 from .. import checks, host
 from ..arguments import checked
-from ..layer.attention import MatrixProduct
 from ..observe import at_rest, watching
+from ..products import of_spikes, operations, watching_products
 
 __all__ = ["LayerOperations", "SynapticOperations", "synaptic_operations"]
 
@@ -126,12 +126,12 @@ def synaptic_operations(
 ) -> SynapticOperations:
     """Count the synaptic operations of ``model(x)``.
 
-    Convolutions and linear layers count, wherever they stand in the network, and the products of
-    this package's attentions; a layer that several
-    places or steps share counts each time it runs. A weight that is 0, in a pruned layer, costs
-    nothing. Biases, neurons, normalisation and pooling do
-    not: they cost one operation per neuron, where a synapse costs its fan-in. On SpikingJelly 2.x
-    the accumulations equal those of its ``op_counter.ACCounter`` for these layers.
+    Convolutions and linear layers count, wherever they stand in the network, and products of two
+    activations, such as an attention's, under the name of the module that multiplies them; a layer
+    that several places or steps share counts each time it runs. A weight that is 0, in a pruned
+    layer, costs nothing. Biases, neurons, normalisation and pooling do not: they cost one operation
+    per neuron, where a synapse costs its fan-in. On SpikingJelly 2.x the accumulations equal those
+    of its ``op_counter.ACCounter`` for these layers.
 
     The network runs from reset, and is left with the state that it had: the same input gives the
     same figure each time.
@@ -157,11 +157,12 @@ def synaptic_operations(
             "synaptic_operations needs a model in evaluation mode: call model.eval() first"
         )
     layers: list[LayerOperations] = []
-    counted: tuple[type[nn.Module], ...] = (*_CONVOLUTIONS, nn.Linear, MatrixProduct)
+    counted: tuple[type[nn.Module], ...] = (*_CONVOLUTIONS, nn.Linear)
     named = {name: module for name, module in model.named_modules() if isinstance(module, counted)}
     with (
         at_rest(model),
         watching(named, lambda *seen: layers.append(_operations(*seen))),
+        watching_products(model, lambda *seen: layers.append(_product(*seen))),
     ):
         y = model(x)
     if not layers:
@@ -181,31 +182,21 @@ def samples_in(model: nn.Module, y: object) -> int:
 
 
 def _operations(name: str, module: Any, x: Any, output: torch.Tensor) -> LayerOperations:
-    if isinstance(module, MatrixProduct):
-        return _product(name, *x)
     dense = output.numel() * module.weight[0].numel()
     rate = float((x != 0).double().mean())
     kept = (module.weight != 0).double()
-    if _of_spikes(x):
+    if bool(of_spikes(x)):
         return LayerOperations(name, rate, dense, acs=additions(module, x.abs(), kept), macs=0)
     return LayerOperations(name, rate, dense, acs=0, macs=round(dense * float(kept.mean())))
 
 
 def _product(name: str, a: torch.Tensor, b: torch.Tensor) -> LayerOperations:
     """Additions where one matrix is spikes, each of one element of the other that is not 0."""
-    pairs = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2]).numel()
-    dense = a.shape[-2] * a.shape[-1] * b.shape[-1] * pairs
-    spikes = [z for z in (a, b) if _of_spikes(z)]
-    rate = float(((spikes or [a])[0] != 0).double().mean())
-    count = round(float(((a != 0).double() @ (b != 0).double()).sum()))
-    return LayerOperations(
-        name, rate, dense, acs=count if spikes else 0, macs=0 if spikes else count
-    )
-
-
-def _of_spikes(x: torch.Tensor) -> bool:
-    """Whether nothing is to be multiplied: all is 0, or 1, or a signed spike's -1."""
-    return bool(((x == 0) | (x.abs() == 1)).all())
+    dense, pairs, spikes = operations(a, b)
+    side = b if bool(of_spikes(b)) and not bool(of_spikes(a)) else a
+    rate, count = float((side != 0).double().mean()), round(float(pairs))
+    acs, macs = (count, 0) if bool(spikes) else (0, count)
+    return LayerOperations(name, rate, dense, acs=acs, macs=macs)
 
 
 def additions(module: Any, spikes: torch.Tensor, kept: torch.Tensor) -> int:

@@ -48,7 +48,21 @@ class Account:
         for number, price in zip(cut, self.units.prices, strict=True):
             for i, weights in price:
                 kept[self.where[i]] -= number * weights
+        if any(self.units.columns):
+            self._narrow(kept, cut)
         return kept
+
+    def _narrow(self, kept: list[int], cut: Sequence[int]) -> None:
+        """Take away what goes of inputs: rows that are left, times columns that are left."""
+        number_of = {id(layer.parameter): i for i, layer in enumerate(self.layers)}
+        gone = [0] * len(kept)
+        for number, columns in zip(cut, self.units.columns, strict=True):
+            for weight, entries in columns:
+                if id(weight) in number_of:
+                    gone[number_of[id(weight)]] += number * entries
+        for i, entries in enumerate(gone):
+            if entries:
+                kept[i] -= kept[i] * entries // self.layers[i].parameter.shape[1]
 
     @property
     def density(self) -> float:
@@ -73,8 +87,12 @@ class Account:
                     f"resource {res.name!r} is measured in training forwards and none was seen: "
                     "run the model in training mode after the pruner is built"
                 )
-        kept = self.kept(cut)
-        return [res(kept) for res in self.resources]
+        kept, left = self.kept(cut), self.left(cut)
+        return [res(kept, left) for res in self.resources]
+
+    def left(self, cut: Sequence[int] | None = None) -> dict[str, float]:
+        """Share of its products of activations that each module has left, where not all."""
+        return self.units.left(self.cut if cut is None else cut)
 
     def met(self, cut: Sequence[int], levels: Sequence[float]) -> bool:
         """Is every resource at its level or below it?"""
@@ -169,6 +187,12 @@ class Account:
         stays = "" if self.units.single_weights else " together with one channel per layer"
         total = res.total()
         costs = [f"{layer.name} {res.cost(layer, 1.0) / total:.4g}" for layer in dense]
+        left = self.left(self.units.most)
+        costs += [
+            f"products in {name or 'the network'} {cost * left.get(name, 1.0) / total:.4g}"
+            for name, cost in res.products().items()
+        ]
+        products = " and products of activations" if res.products() else ""
         first = self.layers[0]
         reason = (
             f"; {first.name!r} is the first layer, which stays dense unless first=True or it is "
@@ -178,7 +202,7 @@ class Account:
         )
         return (
             f"budget {target.given}{share} of resource {res.name!r} cannot be met: the layers that "
-            f"are left dense ({names}) cost {floor:.6g} of the dense network{stays}"
+            f"are left dense ({names}){products} cost {floor:.6g} of the dense network{stays}"
             + (f" (one by one: {', '.join(costs)})" if costs else "")
             + f"; raise the budget or prune more layers{reason}"
         )

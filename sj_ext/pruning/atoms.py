@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
-__all__ = ["Atoms", "Graph"]
+__all__ = ["Atoms", "Graph", "Product"]
 
 
 class Atoms:
@@ -59,6 +60,17 @@ class Atoms:
         return {root: atoms for root, atoms in found.items() if root not in held}
 
 
+class Product(NamedTuple):
+    """A product of two activations."""
+
+    #: the module that multiplies
+    name: str
+    #: multiply-accumulates
+    size: int
+    #: atoms along its axes: what is summed over, the batch, rows and columns, where there are any
+    axes: list[torch.Tensor]
+
+
 class Graph:
     """What a trace has found.
 
@@ -68,6 +80,7 @@ class Graph:
         follows: per parameter of a normalisation the atoms of what it normalises.
         heads: modules that split channels into heads, each with the name of its number of heads,
             and the atoms of the heads.
+        products: of two activations, in order.
     """
 
     def __init__(self) -> None:
@@ -75,3 +88,4 @@ class Graph:
         self.rows: dict[int, dict[int, torch.Tensor]] = {}
         self.follows: dict[int, torch.Tensor] = {}
         self.heads: dict[tuple[nn.Module, str], torch.Tensor] = {}
+        self.products: list[Product] = []

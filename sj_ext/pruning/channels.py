@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .atoms import Graph
+from .atoms import Graph, Product
 from .importance import Importance
 from .layers import TRANSPOSED, is_prunable
 from .masks import attach, mask_of, own_mask
@@ -88,8 +88,10 @@ class Channels(Weights):
         self.prices = [[(i, self._of(i)[0].numel()) for i, _ in rows] for rows in self.rows]
         self.graph = graph
         self._places: list[list[Place]] | None = None
+        self._products: list[tuple[Product, list[Shrinking]]] = []
         if graph is not None:
             self.learn(graph)
+            self._products = [(product, _axes(self, product, graph)) for product in graph.products]
 
     def learn(self, graph: Graph | None) -> None:
         """What is silenced with a channel, from the data flow; None: from the order of modules."""
@@ -101,11 +103,22 @@ class Channels(Weights):
             for place in places:
                 if mask_of(place.module, place.name) is None:
                     attach(place.module, place.name)
+        self.columns = [_columns(self, p) for p in range(len(self.rows))]
 
     @property
     def learned(self) -> bool:
         """It is known what belongs to a channel."""
         return self._places is not None
+
+    def left(self, cut: Sequence[int]) -> dict[str, float]:
+        sums: dict[str, list[float]] = {}
+        for product, axes in self._products:
+            share = 1.0
+            for length, entries in axes:
+                share *= 1 - sum(cut[pool] * n for pool, n in entries.items()) / length
+            now, whole = sums.get(product.name, (0.0, 0.0))
+            sums[product.name] = [now + share * product.size, whole + product.size]
+        return {name: now / whole for name, (now, whole) in sums.items() if whole}
 
     def _of(self, i: int) -> torch.Tensor:
         layer = self.layers[i]
@@ -239,18 +252,24 @@ def _silenced(module: nn.Module, name: str) -> bool:
     return (is_prunable(module) and name == "bias") or name == "theta"
 
 
+def _atoms_of(units: Channels, pool: int, graph: Graph) -> dict[int, int]:
+    """The unit of each atom on the output axes of a pool's layers."""
+    found: dict[int, int] = {}
+    for i, index in units.rows[pool]:
+        layer = units.layers[i]
+        atoms = graph.rows[id(layer.parameter)].get(output_axis(layer.module))
+        if atoms is not None:
+            found |= {atom: unit for unit, atom in enumerate(atoms[index].tolist())}
+    return found
+
+
 def _traced(units: Channels, pool: int, graph: Graph) -> list[Place]:
     """Entries of all vectors that belong to the units of a pool.
 
     Where the pool has all that is tied to its channels, everything tied is silenced; else the
     layer's own bias, and the normalisation of its output alone.
     """
-    of_atom: dict[int, int] = {}
-    for i, index in units.rows[pool]:
-        layer = units.layers[i]
-        atoms = graph.rows[id(layer.parameter)].get(output_axis(layer.module))
-        if atoms is not None:
-            of_atom |= {atom: unit for unit, atom in enumerate(atoms[index].tolist())}
+    of_atom = _atoms_of(units, pool, graph)
     whole = _is_whole(units, graph, set(of_atom))
     roots = {graph.atoms.find(atom): unit for atom, unit in of_atom.items()}
     places = []
@@ -274,6 +293,45 @@ def _traced(units: Channels, pool: int, graph: Graph) -> list[Place]:
                     numbers = torch.tensor(pairs).t()
                     places.append(Place(module, name, axis, numbers[1], numbers[0]))
     return places
+
+
+class Shrinking(NamedTuple):
+    """An axis of a product: its length, and by pool how many entries go with each unit."""
+
+    length: int
+    entries: dict[int, int]
+
+
+def _axes(units: Channels, product: Product, graph: Graph) -> list[Shrinking]:
+    """What :func:`~sj_ext.pruning.shrink` takes from a product with the units of each pool."""
+    free = graph.atoms.families()
+    found = []
+    for atoms in product.axes:
+        roots = [graph.atoms.find(atom) for atom in atoms.tolist()]
+        entries = {}
+        for pool in range(len(units.rows)):
+            of_atom = _atoms_of(units, pool, graph)
+            if not _is_whole(units, graph, set(of_atom)):
+                continue
+            mine = {graph.atoms.find(atom): unit for atom, unit in of_atom.items()}
+            counts = Counter(mine[root] for root in roots if root in mine and root in free)
+            least = min((counts[unit] for unit in range(len(units.rows[pool][0][1]))), default=0)
+            if least:
+                entries[pool] = least
+        if entries:
+            found.append(Shrinking(len(roots), entries))
+    return found
+
+
+def _columns(units: Channels, pool: int) -> list[tuple[torch.Tensor, int]]:
+    """Weights whose entries on the input axis are silenced with a unit, and how many."""
+    found = []
+    for place in units._vectors(pool):
+        weight = getattr(place.module, place.name)
+        if place.axis == 1 and weight.dim() > 1:
+            counts = place.units.bincount(minlength=len(units.rows[pool][0][1]))
+            found.append((weight, int(counts.min())))
+    return found
 
 
 def _is_whole(units: Channels, graph: Graph, atoms: set[int]) -> bool:

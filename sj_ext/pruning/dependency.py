@@ -27,7 +27,8 @@ from torch.utils._pytree import tree_leaves
 
 from ..layer import ScaledWSConv2d
 from ..observe import at_rest
-from .atoms import Graph
+from ..products import Running
+from .atoms import Graph, Product
 from .resources.operations import run
 
 __all__ = ["trace"]
@@ -71,7 +72,7 @@ def trace(model: nn.Module, example_input: Any) -> Graph:
         model: the network.
         example_input: one batch, a tuple of several inputs, or a mapping of named ones.
     """
-    shadow = _Shadow()
+    shadow = _Shadow(Running(model))
     for module in model.modules():
         layer = hasattr(module, "in_channels") or hasattr(module, "in_features")
         for parameter in (
@@ -80,7 +81,13 @@ def trace(model: nn.Module, example_input: Any) -> Graph:
         ):
             axes = range(min(2, parameter.dim())) if layer else range(parameter.dim())
             shadow.own(parameter, [axis for axis in axes if parameter.shape[axis] > 1][:PLANES])
-    with at_rest(model), _unstandardised(model), shadow.inside(model), shadow:
+    with (
+        at_rest(model),
+        _unstandardised(model),
+        shadow.modules.following(),
+        shadow.inside(model),
+        shadow,
+    ):
         out = run(model, example_input)
     for leaf in tree_leaves(out):
         if isinstance(leaf, torch.Tensor):
@@ -112,8 +119,9 @@ def _scaled(layer: Any, x: torch.Tensor, weight: torch.Tensor, bias: Any) -> tor
 class _Shadow(TorchDispatchMode):
     """Runs the atoms beside the data."""
 
-    def __init__(self) -> None:
+    def __init__(self, modules: Running) -> None:
         super().__init__()
+        self.modules = modules
         self.graph = Graph()
         self.atoms = self.graph.atoms
         #: modules with a number of heads whose forward is running, innermost last
@@ -217,7 +225,7 @@ class _Shadow(TorchDispatchMode):
         elif packet is aten.convolution:
             self._convolve(args, outs[0])
         elif packet in (aten.mm, aten.bmm, aten.addmm, aten.baddbmm, aten.addmv, aten.mv):
-            self._multiply(args, outs[0])
+            self._multiply(packet, args, outs[0])
         elif packet in NORMALISING:
             self._normalise(args, outs[0])
         elif packet in POOLING:
@@ -418,15 +426,17 @@ class _Shadow(TorchDispatchMode):
         self.atoms.pin(other[one == 0])
         self.atoms.join(one, other)
 
-    def _multiply(self, args: Any, out: torch.Tensor) -> None:
+    def _multiply(self, packet: Any, args: Any, out: torch.Tensor) -> None:
         bias = args[0] if len(args) == 3 else None
         left, right = args[-2:]
         inner = left.dim() - 1, right.dim() - 2
         summed = [self._axis_of(left, inner[0]), self._axis_of(right, inner[1])]
         self._contract(*summed)
-        if out.dim() == 3 and self._each(left, right, out):
+        if out.dim() == 3 and (batch := self._each(left, right, out)) is not None:
+            self._product(packet, left, right, out, [summed[0], batch])
             return
         below, across = self._axis_of(left, left.dim() - 2), self._axis_of(right, right.dim() - 1)
+        self._product(packet, left, right, out, [summed[0], below, across])
         for plane, (atoms, axis) in enumerate(((across, out.dim() - 1), (below, out.dim() - 2))):
             if atoms is not None and atoms.any():
                 shape = [-1 if d == axis else 1 for d in range(out.dim())]
@@ -434,14 +444,30 @@ class _Shadow(TorchDispatchMode):
                 if plane == 0 and bias is not None and self.labelled(bias):
                     self.atoms.join(self.read(bias, 0).expand(out.shape), self.read(out, 0))
 
-    def _each(self, left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> bool:
-        """Products in a batch whose entries are heads."""
+    def _product(
+        self,
+        packet: Any,
+        left: torch.Tensor,
+        right: torch.Tensor,
+        out: torch.Tensor,
+        axes: list[torch.Tensor | None],
+    ) -> None:
+        name = self.modules.product(packet, (left, right))
+        if name is not None:
+            known = [atoms for atoms in axes if atoms is not None and bool(atoms.any())]
+            self.graph.products.append(Product(name, out.numel() * left.shape[-1], known))
+
+    def _each(
+        self, left: torch.Tensor, right: torch.Tensor, out: torch.Tensor
+    ) -> torch.Tensor | None:
+        """Of products in a batch whose entries are heads, their atoms."""
         one, other = self._axis_of(left, 0), self._axis_of(right, 0)
         if one is None or other is None or not (one.any() or other.any()):
-            return False
+            return None
         self.atoms.join(one, other)
-        self.write(out, 0, torch.where(one > 0, one, other).view(-1, 1, 1).expand(out.shape))
-        return True
+        heads = torch.where(one > 0, one, other)
+        self.write(out, 0, heads.view(-1, 1, 1).expand(out.shape))
+        return heads
 
     def _axis_of(self, x: torch.Tensor, axis: int) -> torch.Tensor | None:
         """Atoms that vary along this axis alone, of whichever plane; None where along more."""

@@ -405,6 +405,7 @@ class Pruner:
     def _measure(self) -> None:
         self.importance.update(self._layers)
         for res in self.resources:
+            res.left = self._account.left()
             res.update()
         if not self._floors_checked:
             self._account.require_possible()

@@ -79,7 +79,12 @@ def plan_table(account: Account, stages: Stages) -> str:
             total = res.total()
             costs += [res.cost(layer, 1.0) / total, res.cost(layer, left / layer.weights) / total]
         layers.append([layer.name, layer.weights, *costs, "" if layer.pruned else "left dense"])
-    both = [v for res in known for v in (1.0, res(least))]
+    shares = account.left(account.units.most)
+    for name in dict.fromkeys(name for res in known for name in res.products()):
+        dense = [res.products().get(name, 0.0) / res.total() for res in known]
+        costs = [v for cost in dense for v in (cost, cost * shares.get(name, 1.0))]
+        layers.append([name or "(network)", "", *costs, "products of activations"])
+    both = [v for res in known for v in (1.0, res(least, shares))]
     layers.append(["all", account.total, *both, ""])
     return f"{aligned(lines)}\n\n{aligned(layers)}"
 

@@ -38,6 +38,8 @@ class Weights:
         self.sizes = [layer.weights for layer in self.layers]
         #: what a unit takes from which layers, by pool: pairs of a layer's number and weights
         self.prices = [[(i, 1)] for i in range(len(self.layers))]
+        #: entries of inputs that go with a unit, by pool: the weight they are read by, and number
+        self.columns: list[list[tuple[torch.Tensor, int]]] = [[] for _ in self.layers]
 
     @property
     def learned(self) -> bool:
@@ -46,6 +48,10 @@ class Weights:
 
     def learn(self, graph: Any) -> None:
         """Take what a trace has found."""
+
+    def left(self, cut: Sequence[int]) -> dict[str, float]:
+        """Share of its products of activations that each module has left; single weights: all."""
+        return {}
 
     def magnitudes(self, pools: Sequence[int]) -> list[torch.Tensor]:
         """One-dimensional tensors, in the order of ties; here views of the weights."""

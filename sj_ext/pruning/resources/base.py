@@ -82,6 +82,8 @@ class Resource:
         self.name = name or type(self).name
         self._cost = cost
         self.layers: list[LayerInfo] = []
+        #: share of the products of activations that was left while they were last measured
+        self.left: Mapping[str, float] = {}
 
     # ---- to override --------------------------------------------------------------------------
 
@@ -90,6 +92,10 @@ class Resource:
         if self._cost is None:
             raise NotImplementedError(f"{type(self).__name__} must define cost(layer, share)")
         return self._cost(layer, share)
+
+    def products(self) -> dict[str, float]:
+        """What products of activations cost, such as an attention's, dense, by module."""
+        return {}
 
     def bind(self, model: nn.Module, layers: Sequence[LayerInfo]) -> None:
         """Called once by the pruner: look at the model, measure, or raise."""
@@ -120,15 +126,21 @@ class Resource:
 
     def total(self) -> float:
         """The dense network's cost."""
-        return sum(map(self.cost, self.layers, itertools.repeat(1.0)))
+        layers = sum(map(self.cost, self.layers, itertools.repeat(1.0)))
+        return layers + sum(self.products().values())
 
     def amount(self) -> float:
         """The dense network's cost in absolute terms: per sample, in :attr:`unit`."""
         return self.total()
 
-    def __call__(self, kept: Sequence[int]) -> float:
-        """R of a network with ``kept`` weights in each layer."""
-        total = self.total()
+    def __call__(self, kept: Sequence[int], left: Mapping[str, float] | None = None) -> float:
+        """R of a network with ``kept`` weights in each layer.
+
+        Args:
+            kept: of each layer.
+            left: share of a module's products that is left, where it is not all.
+        """
+        total, left = self.total(), left or {}
         if total <= 0:
             raise ValueError(
                 f"resource {self.name!r} of the dense network must be above 0, got {total}"
@@ -138,8 +150,8 @@ class Resource:
                 self.cost(layer, n / layer.weights)
                 for layer, n in zip(self.layers, kept, strict=True)
             )
-            / total
-        )
+            + sum(cost * left.get(name, 1.0) for name, cost in self.products().items())
+        ) / total
 
     def slope(self, index: int, kept: int) -> float:
         """dR/d(kept share of layer ``index``), by a central difference of a hundredth."""
@@ -171,7 +183,7 @@ class Params(Linear):
     def per_weight(self, layer: LayerInfo) -> float:
         return 1.0
 
-    def __call__(self, kept: Sequence[int]) -> float:
+    def __call__(self, kept: Sequence[int], left: Mapping[str, float] | None = None) -> float:
         return sum(kept) / sum(layer.weights for layer in self.layers)
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from ...arguments import checked
 from ...observe import at_rest, watching
+from ...products import operations, watching_products
 from ..layers import TRANSPOSED, is_prunable, weight_sites
 from .base import LayerInfo, Linear, Resource
 
@@ -81,13 +82,32 @@ def positions_of(
     model: nn.Module, layers: Sequence[LayerInfo], example_input: Any
 ) -> dict[str, int]:
     """As :func:`layer_positions`, for these layers; one that is left dense may never run."""
+    return uses_of(model, layers, example_input)[0]
+
+
+def uses_of(
+    model: nn.Module, layers: Sequence[LayerInfo], example_input: Any
+) -> tuple[dict[str, int], dict[str, list[float]]]:
+    """One run: the positions of each layer, and the products of activations by module.
+
+    Of products: multiply-accumulates of a dense computation, and of these the additions, since one
+    of the two is spikes, and the multiplications; pairs with a 0 are neither.
+    """
     found: dict[int, int] = {}
+    products: dict[str, list[float]] = {}
 
     def count(number: int, module: nn.Module, x: Any, out: Any) -> None:
         found[number] = found.get(number, 0) + uses(layers[number], x, out)
 
+    def add(name: str, a: torch.Tensor, b: torch.Tensor) -> None:
+        dense, pairs, spikes = operations(a, b)
+        sums = products.setdefault(name, [0, 0.0, 0.0])
+        sums[0] += dense
+        sums[1 if bool(spikes) else 2] += float(pairs)
+
+    weights = [layer.parameter for layer in layers]
     watched = [(number, layer.user) for number, layer in enumerate(layers)]
-    with at_rest(model), watching(watched, count):
+    with at_rest(model), watching(watched, count), watching_products(model, add, weights):
         run(model, example_input)
     missing = [i for i, layer in enumerate(layers) if i not in found and layer.pruned]
     if missing:
@@ -98,7 +118,7 @@ def positions_of(
                 f"example_input does not reach the layers {never}, neither in evaluation nor in "
                 "training: leave them out of layers=, or give an input that reaches them"
             )
-    return {layer.name: found.get(i, 0) for i, layer in enumerate(layers)}
+    return {layer.name: found.get(i, 0) for i, layer in enumerate(layers)}, products
 
 
 def _seen_in_training(
@@ -130,11 +150,13 @@ class Flops(Linear):
         self.example_input: Any = example_input
         self.samples = 1
         self.positions: dict[str, int] = {}
+        self._products: dict[str, float] = {}
 
     def bind(self, model: nn.Module, layers: Sequence[LayerInfo]) -> None:
         super().bind(model, layers)
         if self.example_input is not None:  # not kept alive
-            self.positions = positions_of(model, layers, self.example_input)
+            self.positions, products = uses_of(model, layers, self.example_input)
+            self._products = {name: float(dense) for name, (dense, *_) in products.items()}
             self.samples = samples_of(model, self.example_input)
             self.example_input = None
 
@@ -144,9 +166,14 @@ class Flops(Linear):
     def per_weight(self, layer: LayerInfo) -> float:
         return float(self.positions[layer.name])
 
+    def products(self) -> dict[str, float]:
+        return self._products
+
 
 def flops(example_input: Any) -> Resource:
-    """Sum over layers of MACs times kept share.
+    """Sum over layers of MACs times kept share, and the MACs of products of activations.
+
+    Products have no weight to cut: they get smaller only as whole channels and heads go.
 
     Args:
         example_input: one batch as the network takes it.
