@@ -23,7 +23,7 @@ class Size:
 
 SIZES = {
     "short": Size(96, 64, 1, ("sts", "spikformer_v2")),
-    "medium": Size(1000, 500, 3),
+    "medium": Size(2000, 1000, 5),
     "full": Size(None, None, 100),
 }
 
