@@ -22,7 +22,7 @@ RECORDINGS ?= ../shared/ref
 	examples dist clean
 
 demo: $(VENV)/installed
-	$(PY) -W ignore examples/demo.py
+	$(PY) -u -W ignore examples/demo.py
 
 test: test-2 test-14
 
