@@ -8,6 +8,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from sj_ext import host
+
 ROOT = Path(__file__).parents[1]
 READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -162,7 +164,8 @@ def test_the_tables_of_the_reference_list_every_public_name_once():
                 alone |= {name} if name not in homes else set()
     assert len(set(listed)) == len(listed)
     public = {f"{module}.{name}" for module, names in homes.items() for name in names}
-    assert public - set(listed) == set()
+    # the reference is built on 2.x, where this class is the host's
+    assert public - set(listed) == ({"sj_ext.surrogate.Rect"} if host.GENERATION == 1 else set())
     beside = {"registration.Registration", "search.space.autost.candidate"}
     beside |= {"search.strategy.crossed", "search.strategy.mutated"}
     assert alone - public == {f"sj_ext.{name}" for name in beside}
