@@ -174,11 +174,16 @@ def samples_in(model: nn.Module, y: object) -> int:
     """How many samples an output of ``model`` holds: by the rule of :func:`synaptic_operations`."""
     if not isinstance(y, torch.Tensor) or not y.dim():
         raise ValueError("samples must be given where the network does not return a tensor [N, *]")
-    steps = y.dim() > 2 and any(
+    steps = y.dim() > 2 and multi_step(model)
+    return max(1, y.shape[1] if steps else y.shape[0])
+
+
+def multi_step(model: nn.Module) -> bool:
+    """Whether a module of ``model`` takes sequences."""
+    return any(
         isinstance(module, host.base.StepModule) and module.step_mode == "m"
         for module in model.modules()
     )
-    return max(1, y.shape[1] if steps else y.shape[0])
 
 
 def _operations(name: str, module: Any, x: Any, output: torch.Tensor) -> LayerOperations:
