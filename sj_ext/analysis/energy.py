@@ -167,23 +167,25 @@ def synaptic_operations(
         y = model(x)
     if not layers:
         raise RuntimeError("model has run no convolution and no linear layer")
-    return SynapticOperations(tuple(layers), samples_in(model, y) if samples is None else samples)
+    return SynapticOperations(
+        tuple(layers), samples_in(model, x, y) if samples is None else samples
+    )
 
 
-def samples_in(model: nn.Module, y: object) -> int:
-    """How many samples an output of ``model`` holds: by the rule of :func:`synaptic_operations`."""
+def samples_in(model: nn.Module, x: object, y: object) -> int:
+    """How many samples there are in ``y``, what ``model`` makes of ``x``.
+
+    It is a sequence where a module takes sequences, or where the network makes the steps itself.
+    """
     if not isinstance(y, torch.Tensor) or not y.dim():
         raise ValueError("samples must be given where the network does not return a tensor [N, *]")
-    steps = y.dim() > 2 and multi_step(model)
-    return max(1, y.shape[1] if steps else y.shape[0])
-
-
-def multi_step(model: nn.Module) -> bool:
-    """Whether a module of ``model`` takes sequences."""
-    return any(
+    multi_step = any(
         isinstance(module, host.base.StepModule) and module.step_mode == "m"
         for module in model.modules()
     )
+    number = len(x) if isinstance(x, torch.Tensor) and x.dim() else None
+    sequence = y.dim() > 2 and (multi_step or y.shape[0] != number == y.shape[1])
+    return max(1, y.shape[1] if sequence else y.shape[0])
 
 
 def _operations(name: str, module: Any, x: Any, output: torch.Tensor) -> LayerOperations:

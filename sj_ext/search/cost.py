@@ -9,7 +9,7 @@ from torch import nn
 
 from .. import checks, host
 from ..analysis import synaptic_operations
-from ..analysis.energy import additions, multi_step, samples_in
+from ..analysis.energy import additions, samples_in
 from ..arguments import checked
 from ..observe import at_rest, watching
 
@@ -40,7 +40,7 @@ def flops(model: nn.Module, batch: torch.Tensor, *, samples: int | None = None) 
     Args:
         model: any network.
         batch: as the network takes it, ``[N, *]`` or, in multi-step mode, ``[T, N, *]``.
-        samples: N. By default that of ``batch``, or in multi-step mode that of the output, as
+        samples: N. By default it is read from the output, as
             :func:`~sj_ext.analysis.synaptic_operations` reads it.
 
     Raises:
@@ -49,7 +49,7 @@ def flops(model: nn.Module, batch: torch.Tensor, *, samples: int | None = None) 
         RuntimeError: no convolution and no linear layer has run.
     """
     with _evaluated(model, batch):
-        counted = synaptic_operations(model, batch, samples=_number(model, batch, samples))
+        counted = synaptic_operations(model, batch, samples=samples)
     return counted.dense / counted.samples
 
 
@@ -59,7 +59,7 @@ def energy(model: nn.Module, batch: torch.Tensor, *, samples: int | None = None)
     Args:
         model: any network.
         batch: as the network takes it, ``[N, *]`` or, in multi-step mode, ``[T, N, *]``.
-        samples: N. By default that of ``batch``, or in multi-step mode that of the output, as
+        samples: N. By default it is read from the output, as
             :func:`~sj_ext.analysis.synaptic_operations` reads it.
 
     Raises:
@@ -68,7 +68,7 @@ def energy(model: nn.Module, batch: torch.Tensor, *, samples: int | None = None)
         RuntimeError: no convolution and no linear layer has run.
     """
     with _evaluated(model, batch):
-        counted = synaptic_operations(model, batch, samples=_number(model, batch, samples))
+        counted = synaptic_operations(model, batch, samples=samples)
     return counted.energy_per_sample()
 
 
@@ -90,7 +90,7 @@ def synops(
         batch: as the network takes it, ``[N, *]`` or, in multi-step mode, ``[T, N, *]``.
         weighting: ``'events'`` counts a value of 2, of a sum of spikes, as two additions, as the
             papers do; ``'nonzero'`` as one.
-        samples: N. By default that of ``batch``, or in multi-step mode that of the output, as
+        samples: N. By default it is read from the output, as
             :func:`~sj_ext.analysis.synaptic_operations` reads it.
 
     Raises:
@@ -110,7 +110,7 @@ def synops(
     layers = {name: m for name, m in model.named_modules() if isinstance(m, _COUNTED)}
     with _evaluated(model, batch), watching(layers, look):
         y = model(batch)
-    return total / (_number(model, batch, samples) or samples_in(model, y))
+    return total / _number(samples, model, batch, y)
 
 
 @checked
@@ -127,7 +127,7 @@ def spikes(
         model: any network.
         batch: as the network takes it, ``[N, *]`` or, in multi-step mode, ``[T, N, *]``.
         include_pooling: whether what leaves a pooling counts too, as AutoSNN's program has it.
-        samples: N. By default that of ``batch``, or in multi-step mode that of the output, as
+        samples: N. By default it is read from the output, as
             :func:`~sj_ext.analysis.synaptic_operations` reads it.
 
     Raises:
@@ -144,7 +144,7 @@ def spikes(
     with _evaluated(model, batch), watching(layers, look):
         y = model(batch)
     total = float(torch.stack(seen).sum()) if seen else 0.0
-    return total / (_number(model, batch, samples) or samples_in(model, y))
+    return total / _number(samples, model, batch, y)
 
 
 def synops_penalty(operations: torch.Tensor, samples: int, *, weight: float = 0.1) -> torch.Tensor:
@@ -164,11 +164,10 @@ def synops_penalty(operations: torch.Tensor, samples: int, *, weight: float = 0.
     return weight * operations / checks.integer("samples", samples, at_least=1) / 1e9
 
 
-def _number(model: nn.Module, batch: torch.Tensor, samples: int | None) -> int | None:
-    """N, or None where only the output tells."""
-    if samples is not None:
-        return checks.integer("samples", samples, at_least=1)
-    return None if multi_step(model) else len(batch)
+def _number(samples: int | None, model: nn.Module, batch: torch.Tensor, y: object) -> int:
+    if samples is None:
+        return samples_in(model, batch, y)
+    return checks.integer("samples", samples, at_least=1)
 
 
 def _evaluated(model: nn.Module, batch: torch.Tensor) -> contextlib.AbstractContextManager[None]:

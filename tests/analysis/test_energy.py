@@ -8,6 +8,7 @@ from sj_ext import host
 from sj_ext.analysis import synaptic_operations
 from sj_ext.layer.attention import MatrixProduct
 from sj_ext.model import TRevSNN, reparameterize
+from sj_ext.search import cost
 
 
 def spikes(*shape):
@@ -186,3 +187,25 @@ class _Pair(nn.Module):
 
     def forward(self, x):
         return self.product(self.pair)
+
+
+class _OwnSteps(nn.Module):
+    """Takes images and makes the steps itself, or takes a sequence and gives its mean."""
+
+    def __init__(self, repeats):
+        super().__init__()
+        self.repeats, self.fc, self.fire = repeats, nn.Linear(6, 4), host.neuron.IFNode()
+
+    def forward(self, x):
+        steps = [x] * self.repeats if self.repeats else x
+        y = torch.stack([self.fire(self.fc(step)) for step in steps])
+        return y if self.repeats else y.mean(0)
+
+
+@pytest.mark.parametrize(("repeats", "shape"), [(5, (2, 6)), (2, (3, 6)), (0, (5, 2, 6))])
+def test_samples_of_a_network_that_makes_or_ends_its_steps(repeats, shape):
+    net, x = _OwnSteps(repeats).eval(), torch.rand(shape)
+    steps, samples = (repeats, shape[0]) if repeats else shape[:2]
+    counted = synaptic_operations(net, x)
+    assert counted.samples == samples
+    assert cost.flops(net, x) == steps * 24
