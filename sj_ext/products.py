@@ -18,7 +18,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .layer.attention import MatrixProduct
 
-__all__ = ["Operations", "Running", "attention_products", "operations", "watching_products"]
+__all__ = [
+    "BATCHED",
+    "SINGLE",
+    "Operations",
+    "Running",
+    "attention_products",
+    "of_spikes",
+    "operations",
+    "watching_products",
+]
 
 aten = torch.ops.aten
 

@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..layer import ScaledWSConv2d
 from ..observe import at_rest
-from ..products import Running
+from ..products import BATCHED, SINGLE, Running
 from .atoms import Graph, Product
 from .resources.operations import run
 
@@ -224,7 +224,7 @@ class _Shadow(TorchDispatchMode):
             self._move(func, args, kwargs, outs)
         elif packet is aten.convolution:
             self._convolve(args, outs[0])
-        elif packet in (aten.mm, aten.bmm, aten.addmm, aten.baddbmm, aten.addmv, aten.mv):
+        elif packet in SINGLE or packet in BATCHED:
             self._multiply(packet, args, outs[0])
         elif packet in NORMALISING:
             self._normalise(args, outs[0])

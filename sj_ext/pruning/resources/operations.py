@@ -71,17 +71,7 @@ def layer_positions(model: nn.Module, example_input: Any) -> dict[str, int]:
         ValueError: a layer runs neither in evaluation nor in training.
     """
     sites = weight_sites(model).items()
-    return positions_of(
-        model,
-        [LayerInfo(n, s.module, 0, True, s.attribute, s.runs) for n, s in sites],
-        example_input,
-    )
-
-
-def positions_of(
-    model: nn.Module, layers: Sequence[LayerInfo], example_input: Any
-) -> dict[str, int]:
-    """As :func:`layer_positions`, for these layers; one that is left dense may never run."""
+    layers = [LayerInfo(n, s.module, 0, True, s.attribute, s.runs) for n, s in sites]
     return uses_of(model, layers, example_input)[0]
 
 
@@ -90,6 +80,7 @@ def uses_of(
 ) -> tuple[dict[str, int], dict[str, list[float]]]:
     """One run: the positions of each layer, and the products of activations by module.
 
+    A layer that is left dense may never run.
     Of products: multiply-accumulates of a dense computation, and of these the additions, since one
     of the two is spikes, and the multiplications; pairs with a 0 are neither.
     """
