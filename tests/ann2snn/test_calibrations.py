@@ -67,15 +67,16 @@ def test_corrections_are_those_of_the_formula_in_order(kind, per):
 
 
 def test_potentials_bring_the_mean_output_nearer():
-    net, cal = net_of(), data(200)
-    plain = convert(net, ComposedRecipe(cal, v_init=0.0, T=T))
-    snn = convert(net, ComposedRecipe(cal, v_init=0.0, T=T, calibrations=[calibrate.Potential()]))
-
-    def error(snn):
-        with torch.no_grad():
-            return float((oracle.run(snn, cal, T)[-1] - net(cal)).square().mean())
-
-    assert error(snn) < 0.7 * error(plain)
+    """Over several networks: one alone may be as near before, by chance."""
+    errors = {"plain": 0.0, "calibrated": 0.0}
+    for _ in range(8):
+        net, cal = net_of(), data(200)
+        for name, parts in (("plain", []), ("calibrated", [calibrate.Potential()])):
+            snn = convert(net, ComposedRecipe(cal, v_init=0.0, T=T, calibrations=parts))
+            with torch.no_grad():
+                error = (oracle.run(snn, cal, T)[-1] - net(cal)).square().mean()
+            errors[name] += float(error)
+    assert errors["calibrated"] < 0.7 * errors["plain"]
 
 
 @pytest.mark.parametrize("weights", [Weights(1e-3, 60), ProxyFineTuning(10, 0.05, force=True)])

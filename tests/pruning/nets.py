@@ -91,3 +91,14 @@ def total_weights(model):
     """Weights of all linear and convolutional layers."""
     kinds = (nn.Linear, nn.modules.conv._ConvNd)
     return sum(m.weight.numel() for m in model.modules() if isinstance(m, kinds))
+
+
+def often_firing(net):
+    """A network with attention whose queries and keys fire often enough to meet."""
+    for p in net.parameters():
+        if p.dim() > 1:
+            nn.init.normal_(p, 0.1, 0.5)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.constant_(module.bias, 0.7)
+    return net

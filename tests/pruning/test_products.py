@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from pruning.nets import often_firing
 from torch import nn
 
 from sj_ext import host
@@ -65,16 +66,6 @@ def batch():
     return 3 * torch.rand(STEPS, BATCH, 3, SIDE, SIDE)
 
 
-def lively(net):
-    for p in net.parameters():
-        if p.dim() > 1:
-            nn.init.normal_(p, 0.1, 0.5)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.constant_(module.bias, 0.7)
-    return net
-
-
 def cut(net, x, layers, **options):
     pruner = GlobalMagnitudePruner(
         net,
@@ -103,7 +94,7 @@ def products_of(model, x):
 @pytest.mark.parametrize("name", FORMS)
 def test_products_cost_the_same_whatever_weights_go(name):
     make, _, form = FORMS[name]
-    net, x = lively(Net(make())), batch()
+    net, x = often_firing(Net(make())), batch()
     macs = {n: c * weight_layers(net)[n].weight.numel() for n, c in layer_positions(net, x).items()}
     want = form(HEADS)
     total = sum(macs.values()) + want
@@ -117,7 +108,7 @@ def test_products_cost_the_same_whatever_weights_go(name):
 @pytest.mark.parametrize("name", FORMS)
 def test_products_shrink_with_heads_as_the_smaller_networks_own(name):
     make, layers, form = FORMS[name]
-    net, x = lively(Net(make())), batch()
+    net, x = often_firing(Net(make())), batch()
     positions = layer_positions(net, x)
     pruner = cut(net, x, layers, budget=0.6 if name == "DSSA" else 0.85, resource="flops")
     small = shrink(net, x)
@@ -135,7 +126,7 @@ def test_products_shrink_with_heads_as_the_smaller_networks_own(name):
 
 
 def test_synaptic_operations_of_products_are_those_of_the_smaller_network():
-    net, x = lively(Net(Plain())), batch()
+    net, x = often_firing(Net(Plain())), batch()
     cut(net, x, "attn.[qkv]", budget=0.85, resource="flops")
     small = shrink(net, x)
     share = small.attn.product.heads / HEADS
