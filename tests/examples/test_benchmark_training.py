@@ -150,8 +150,8 @@ def test_static_networks_encode_once_and_start_from_rest(build):
 
 
 def test_event_networks_see_every_frame():
-    net = networks.sew_resnet(2, (4, 6), None).eval()
-    x = 30 * torch.randn(3, 7, 2, 8, 8)  # enough for every layer to fire
+    net = networks.sew_resnet(2, (24, 32), None).eval()
+    x = 30 * torch.randn(3, 7, 2, 8, 8)  # enough, and channels, for every layer to fire
     y = net(x)
     assert y.shape == (7, 3, 10)
     late = x.clone()
