@@ -51,6 +51,7 @@ ALLOWED = {
     "sj_ext.model.transformer.swformer.STAGES": "a table that is only read",
     "sj_ext.layer.temporal_reversible.randomness._GENERATORS": "a lock",
     "sj_ext.pruning.masks._ATTACHED": "masks whose parameter may be replaced; weak",
+    "sj_ext.pruning.masks._LISTING": "the lock of these",
     "sj_ext.pruning.masks._OF_PARAMETER": "which mask a parameter has; weak, so it ends with it",
     "sj_ext.pruning.optimizers._LISTENERS": "who is told of optimizers' steps: PyTorch's own hook",
     "sj_ext.pruning.selection.compiled.BITS": "a table that is only read",

@@ -187,3 +187,21 @@ def test_inference_in_two_threads_waits_for_nobody():
 
     for u_top in at_once(infer, infer):
         assert u_top[:, 0, 0].tolist() == [1.0, 1.5, 1.75]
+
+
+def test_pruners_come_and_go_in_threads_that_train():
+    """Their masks and their ears for optimizers' steps are lists of the whole process."""
+
+    def several():
+        for _ in range(12):
+            net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
+            pruner = MinimaxPruner(net, budget=0.4, first=True, schedule=2)
+            optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+            for _ in range(4):
+                optimizer.zero_grad()
+                net(torch.rand(4, 6)).sum().backward()
+                optimizer.step()
+                pruner.step()
+            assert pruner.finished
+
+    at_once(*[several] * 4)

@@ -14,6 +14,7 @@ network it averages.
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -40,6 +41,8 @@ ATTRIBUTE = "_pruning_masks"
 _OF_PARAMETER: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 #: every mask of a layer, to find those whose parameter was replaced
 _ATTACHED: weakref.WeakSet[WeightMask] = weakref.WeakSet()
+#: held while masks are added or listed, since threads may train a network each
+_LISTING = threading.Lock()
 
 
 class WeightMask:
@@ -85,7 +88,8 @@ class WeightMask:
     def live_in(self, module: nn.Module, name: str) -> None:
         """Follow what takes the parameter's place in its module, as ``fully_shard`` does."""
         self._home = weakref.ref(module), name
-        _ATTACHED.add(self)
+        with _LISTING:
+            _ATTACHED.add(self)
 
     def follow(self) -> None:
         """Hold the zeros of the parameter that has replaced one that is gone."""
@@ -254,7 +258,9 @@ def mind_zeros(module: Any) -> None:
 def _hold_all(optimizer: Any, parameters: list[torch.Tensor], stepped: bool) -> None:
     """Zeros behind every closed mask of these parameters, whoever holds the pruner."""
     if stepped and len(_ATTACHED):
-        for mask in list(_ATTACHED):
+        with _LISTING:
+            attached = list(_ATTACHED)
+        for mask in attached:
             mask.follow()
         for parameter in parameters:
             mask = _OF_PARAMETER.get(parameter)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -40,6 +41,7 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     for reference in list(_LISTENERS):
         listener = reference()
         if listener is None:
-            _LISTENERS.remove(reference)
+            with contextlib.suppress(ValueError):  # another thread has seen it too
+                _LISTENERS.remove(reference)
         else:
             listener(optimizer, parameters, stepped)
