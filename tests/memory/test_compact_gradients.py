@@ -220,4 +220,7 @@ def test_a_strided_shortcut_and_a_still_image(slices):
 def test_a_transformer_with_a_function_of_its_own_at_an_odd_size():
     """Meta-SpikeFormer passes gradients by a silent attention in an autograd function."""
     net = MODELS["meta_spikeformer"].net().double()
+    for module in net.modules():  # channels of a silent attention vary by rounding alone
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.eps = 0.1
     assert_equal(net, torch.rand(3, 3, 33, 33, dtype=torch.float64), 2)

@@ -115,6 +115,8 @@ def test_at_the_threshold_and_at_the_windows_edges(on_host, reference, dtype, co
     case["closed"] = closed
     # multiples of 1/4, halved a few times at most: exact, and often on 0, 1/2 or 1
     case["x_seq"] = (torch.randint(-4, 5, (4, *columns)) / 4).to(dtype)
+    # the first potentials are the inputs: one is at the threshold, one at an edge
+    case["x_seq"][0].view(-1)[:2] = torch.tensor([0.0, -0.5]) + case["v_threshold"]
     outputs, gradients = run(case, store_v_seq=True)
     above = outputs[2] - case["v_threshold"]
     assert (above == 0).any() and (above.abs() == 0.5).any()
